@@ -1,0 +1,70 @@
+//! The Lua scripts and how they are called.
+
+use std::sync::LazyLock;
+
+use redis::Cmd;
+
+/// A script, and the digest by which a server that has seen it knows it.
+pub(crate) struct Script {
+    code: &'static str,
+    digest: String,
+}
+
+impl Script {
+    fn new(code: &'static str) -> Self {
+        Self {
+            digest: redis::Script::new(code).get_hash().to_owned(),
+            code,
+        }
+    }
+
+    /// The usual call, by digest.
+    pub(crate) fn by_digest(&self, keys: &[&str], arguments: &Arguments) -> Cmd {
+        call("EVALSHA", &self.digest, keys, arguments)
+    }
+
+    /// The call for a server that does not know the digest (it restarted, or was told `SCRIPT
+    /// FLUSH`): runs the script and makes it known in one request.
+    pub(crate) fn in_full(&self, keys: &[&str], arguments: &Arguments) -> Cmd {
+        call("EVAL", self.code, keys, arguments)
+    }
+}
+
+/// The arguments of a call, text or number.
+pub(crate) type Arguments<'a> = [Argument<'a>];
+
+#[derive(Clone, Copy)]
+pub(crate) enum Argument<'a> {
+    Number(u64),
+    Text(&'a str),
+}
+
+fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cmd {
+    let mut cmd = Cmd::with_capacity(3 + keys.len() + arguments.len(), 256);
+    cmd.arg(command).arg(script).arg(keys.len());
+    for key in keys {
+        cmd.arg(*key);
+    }
+    for argument in arguments {
+        match argument {
+            Argument::Number(number) => cmd.arg(*number),
+            Argument::Text(text) => cmd.arg(*text),
+        };
+    }
+    cmd
+}
+
+macro_rules! scripts {
+    ($($name:ident = $file:literal;)*) => {
+        $(pub(crate) static $name: LazyLock<Script> =
+            LazyLock::new(|| Script::new(include_str!(concat!("../lua/", $file))));)*
+    };
+}
+
+scripts! {
+    ACQUIRE = "acquire.lua";
+    FORCE_RELEASE = "force_release.lua";
+    HOLDER = "holder.lua";
+    RELEASE = "release.lua";
+    RENEW = "renew.lua";
+}

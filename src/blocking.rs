@@ -1,0 +1,338 @@
+//! The same locks without `async`: no runtime is needed.
+//!
+//! The names are those of the asynchronous API, without `.await`. The calls block the present
+//! thread while the locker's background thread does the work, so they do not belong into
+//! asynchronous code: there they would block the runtime. [`LockGuard::run_until_lost`] of the
+//! asynchronous API has no counterpart, because a closure cannot be interrupted: ask
+//! [`LockGuard::is_lost`] in between.
+//!
+//! # Examples
+//!
+//! ```
+//! use redlease::blocking::Locker;
+//!
+//! # fn main() -> Result<(), redlease::Error> {
+//! # let locker = Locker::in_memory();
+//! # /*
+//! let locker = Locker::connect("redis://127.0.0.1/")?;
+//! # */
+//! let lock = locker.lock("nightly");
+//! let _g = lock.lock()?; // released at the end of the scope
+//! # Ok(()) }
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+use crate::lost::{Lost, LostReason};
+use crate::owner::Holder;
+use crate::{Released, guard, lock, locker};
+
+/// Makes locks; see [`Locker`](crate::Locker).
+#[derive(Clone, Debug)]
+pub struct Locker(locker::Locker);
+
+impl Locker {
+    /// Connects to one Redis server; see [`Locker::connect`](crate::Locker::connect).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
+        Self::builder().connect(url)
+    }
+
+    /// Returns a builder, for what [`connect`](Self::connect) leaves at its default.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Makes a locker without Redis; see [`Locker::in_memory`](crate::Locker::in_memory).
+    ///
+    /// # Panics
+    ///
+    /// If the system refuses a thread.
+    pub fn in_memory() -> Self {
+        Self(locker::Locker::in_memory())
+    }
+
+    /// Returns a handle on the lock of a key, without I/O.
+    pub fn lock(&self, key: impl Into<String>) -> Lock {
+        Lock(self.0.lock(key))
+    }
+
+    /// Fails all waiters, releases every guard, and waits for the releases, at most `timeout`; see
+    /// [`Locker::close`](crate::Locker::close).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if releases were not confirmed in time.
+    pub fn close(&self, timeout: Duration) -> Result<(), Error> {
+        self.0.close_blocking(timeout)
+    }
+}
+
+/// Builds a [`Locker`]; the settings and their defaults are those of
+/// [`Builder`](crate::Builder).
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct Builder(locker::Builder);
+
+impl Builder {
+    /// Sets the owner label; see [`Builder::owner`](crate::Builder::owner).
+    pub fn owner(self, label: impl Into<String>) -> Self {
+        Self(self.0.owner(label))
+    }
+
+    /// Sets a text that is put before every key; see [`Builder::prefix`](crate::Builder::prefix).
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        Self(self.0.prefix(prefix))
+    }
+
+    /// Sets how long one command to Redis may take; see
+    /// [`Builder::command_timeout`](crate::Builder::command_timeout).
+    pub fn command_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.command_timeout(timeout))
+    }
+
+    /// Sets how long the drop of the last handle may wait; see
+    /// [`Builder::flush_timeout`](crate::Builder::flush_timeout).
+    pub fn flush_timeout(self, timeout: Duration) -> Self {
+        Self(self.0.flush_timeout(timeout))
+    }
+
+    /// Connects to one Redis server by its URL.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::connect`](crate::Builder::connect).
+    pub fn connect(self, url: impl AsRef<str>) -> Result<Locker, Error> {
+        self.0.connect_blocking(url.as_ref()).map(Locker)
+    }
+
+    /// Connects to the server of a `redis::Client`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::connect_client`](crate::Builder::connect_client).
+    pub fn connect_client(self, client: redis::Client) -> Result<Locker, Error> {
+        self.0.connect_client_blocking(&client).map(Locker)
+    }
+
+    /// Makes a locker without Redis.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::in_memory`](crate::Builder::in_memory).
+    pub fn in_memory(self) -> Result<Locker, Error> {
+        self.0.in_memory().map(Locker)
+    }
+}
+
+/// A handle on the lock of one key; see [`Lock`](crate::Lock) for the options and their defaults.
+#[derive(Clone, Debug)]
+#[must_use = "a lock does nothing until it is acquired"]
+pub struct Lock(lock::Lock);
+
+impl Lock {
+    /// Sets the time to live of the key in Redis; see [`Lock::ttl`](crate::Lock::ttl).
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self(self.0.ttl(ttl))
+    }
+
+    /// Sets how often the watchdog renews; see [`Lock::renew_every`](crate::Lock::renew_every).
+    pub fn renew_every(self, interval: Duration) -> Self {
+        Self(self.0.renew_every(interval))
+    }
+
+    /// Sets after how long a guard is lost; see [`Lock::max_hold`](crate::Lock::max_hold).
+    pub fn max_hold(self, limit: Duration) -> Self {
+        Self(self.0.max_hold(limit))
+    }
+
+    /// Sets whether the watchdog renews; see [`Lock::auto_renew`](crate::Lock::auto_renew).
+    pub fn auto_renew(self, renew: bool) -> Self {
+        Self(self.0.auto_renew(renew))
+    }
+
+    /// Sets for how long a process passes the lock on among its own waiters; see
+    /// [`Lock::handover_for`](crate::Lock::handover_for).
+    pub fn handover_for(self, stretch: Duration) -> Self {
+        Self(self.0.handover_for(stretch))
+    }
+
+    /// Sets how long an unreachable Redis is put up with; see
+    /// [`Lock::give_up_after`](crate::Lock::give_up_after).
+    pub fn give_up_after(self, limit: Duration) -> Self {
+        Self(self.0.give_up_after(limit))
+    }
+
+    /// Returns the key, with the prefix of the locker.
+    pub fn key(&self) -> &str {
+        self.0.key()
+    }
+
+    /// Acquires the lock, and waits for as long as others have it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lock::lock`](crate::Lock::lock).
+    pub fn lock(&self) -> Result<LockGuard, Error> {
+        let guard = self.block_on(async |lock| lock.lock().await)?;
+        Ok(LockGuard(guard))
+    }
+
+    /// Tries once to acquire the lock; `None` if somebody else has it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lock::try_lock`](crate::Lock::try_lock).
+    pub fn try_lock(&self) -> Result<Option<LockGuard>, Error> {
+        let guard = self.block_on(async |lock| lock.try_lock().await)?;
+        Ok(guard.map(LockGuard))
+    }
+
+    /// Acquires the lock if it becomes free within `limit`; `None` otherwise.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lock::try_lock_for`](crate::Lock::try_lock_for).
+    pub fn try_lock_for(&self, limit: Duration) -> Result<Option<LockGuard>, Error> {
+        let guard = self.block_on(async move |lock| lock.try_lock_for(limit).await)?;
+        Ok(guard.map(LockGuard))
+    }
+
+    /// Acquires the lock, runs a routine with it, and releases the lock.
+    ///
+    /// The routine is not interrupted if the lease is lost: it asks [`LockGuard::is_lost`] where
+    /// that matters. A release that fails does not cost the result.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), redlease::Error> {
+    /// let locker = redlease::blocking::Locker::in_memory();
+    /// let token = locker.lock("nightly").run(|guard| guard.fencing_token())?;
+    /// assert!(token > 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn run<T>(&self, routine: impl FnOnce(&LockGuard) -> T) -> Result<T, Error> {
+        let guard = self.lock()?;
+        let output = routine(&guard);
+        self.0.note_release(guard.release());
+        Ok(output)
+    }
+
+    /// Tells who has the lock; `None` if nobody has.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lock::holder`](crate::Lock::holder).
+    pub fn holder(&self) -> Result<Option<Holder>, Error> {
+        self.block_on(async |lock| lock.holder().await)
+    }
+
+    /// Takes the lock from whoever has it, and says whether anybody had. For operators.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Lock::force_release`](crate::Lock::force_release).
+    pub fn force_release(&self) -> Result<bool, Error> {
+        self.block_on(async |lock| lock.force_release().await)
+    }
+
+    fn block_on<T, F, R>(&self, call: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(lock::Lock) -> R,
+        R: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let answer = self.0.engine().block_on(call(self.0.clone()));
+        answer.unwrap_or_else(|| Err(Error::closed(&self.key().into())))
+    }
+}
+
+/// A lock that is held. Dropping it releases the lock; see [`LockGuard`](crate::LockGuard).
+#[derive(Debug)]
+#[must_use = "if unused, the lock is released immediately"]
+#[clippy::has_significant_drop]
+pub struct LockGuard(guard::LockGuard);
+
+impl LockGuard {
+    /// Returns the key of the lock, with the prefix of the locker.
+    pub fn key(&self) -> &str {
+        self.0.key()
+    }
+
+    /// Returns the value that this acquisition has in Redis: `<uuid>:<owner label>`.
+    pub fn value(&self) -> &str {
+        self.0.value()
+    }
+
+    /// Returns whether the lease is over, by the clock alone; see
+    /// [`LockGuard::is_lost`](crate::LockGuard::is_lost).
+    pub fn is_lost(&self) -> bool {
+        self.0.is_lost()
+    }
+
+    /// Returns an error if the lease is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Lost`], with the reason.
+    pub fn ensure_held(&self) -> Result<(), Lost> {
+        self.0.ensure_held()
+    }
+
+    /// Returns a token that fires when the lease is lost; see
+    /// [`LockGuard::lost`](crate::LockGuard::lost).
+    pub fn lost(&self) -> &CancellationToken {
+        self.0.lost()
+    }
+
+    /// Returns why the lease was lost, or `None` while it is held.
+    pub fn lost_reason(&self) -> Option<LostReason> {
+        self.0.lost_reason()
+    }
+
+    /// Returns how long the lease lasts from now if it is not renewed; zero if it is lost.
+    pub fn remaining(&self) -> Duration {
+        self.0.remaining()
+    }
+
+    /// Returns the fencing token; see
+    /// [`LockGuard::fencing_token`](crate::LockGuard::fencing_token).
+    pub fn fencing_token(&self) -> u64 {
+        self.0.fencing_token()
+    }
+
+    /// Asks Redis now whether the lock is still ours, and extends the lease to its full TTL.
+    ///
+    /// # Errors
+    ///
+    /// As for [`LockGuard::renew`](crate::LockGuard::renew).
+    pub fn renew(&self) -> Result<(), Error> {
+        let hold = self.0.hold();
+        let renewal = hold.engine.block_on(hold.renew());
+        renewal.unwrap_or_else(|| Err(Error::closed(&self.key().into())))
+    }
+
+    /// Releases the lock, and says what became of it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`LockGuard::release`](crate::LockGuard::release).
+    pub fn release(self) -> Result<Released, Error> {
+        let key: Arc<str> = self.key().into();
+        let engine = Arc::clone(&self.0.hold().engine);
+        let release = engine.block_on(async move { self.0.release().await });
+        release.unwrap_or_else(|| Err(Error::closed(&key)))
+    }
+}

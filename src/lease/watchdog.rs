@@ -1,0 +1,377 @@
+//! Which leases are to be renewed, or given up for lost, and when. Pure: no I/O, no timer.
+//!
+//! A lease on the roster costs nothing until its first renewal is due. The driver asks what is
+//! due, does it, and reports back.
+//!
+//! # Invariants
+//!
+//! * **W1** A lease is on the roster from its grant until it is released or lost; off it, nothing
+//!   is renewed (P5).
+//! * **W2** One renewal of a lease is under way at a time; its deadline is watched all the while.
+//! * **W3** `wakes` holds exactly one moment for each entry: the earliest at which it needs
+//!   attention.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Claim;
+use crate::backoff::jittered;
+use crate::lease::Lease;
+use crate::lease::clock::Moment;
+
+/// A renewal that failed is tried again after this share of the usual distance of renewals.
+const RETRIES_PER_RENEWAL: u32 = 8;
+const SHORTEST_RETRY: Duration = Duration::from_millis(1);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
+/// Renewals that come due this soon go out together with those that are due now, unless that is
+/// far too early for their TTL.
+const GATHER: Duration = Duration::from_millis(5);
+const GATHER_SHARE: u32 = 20;
+
+/// A lease on the roster.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) claim: Arc<Claim>,
+    /// The holder's turn in the process' queue for the key.
+    pub(crate) turn: u64,
+    renew_every: Option<Duration>,
+    renew_at: Moment,
+    in_flight: bool,
+    wake: Moment,
+}
+
+impl Watch {
+    /// Watches a lease from its grant; `renew_every` counts from the request that was granted.
+    pub(crate) fn new(
+        lease: Arc<Lease>,
+        claim: Arc<Claim>,
+        turn: u64,
+        granted_until: Moment,
+        renew_every: Option<Duration>,
+    ) -> Self {
+        let mut watch = Self {
+            lease,
+            claim,
+            turn,
+            renew_every,
+            renew_at: Moment::NEVER,
+            in_flight: false,
+            wake: Moment::NEVER,
+        };
+        watch.plan_renewal(granted_until);
+        watch
+    }
+
+    fn plan_renewal(&mut self, deadline: Moment) {
+        self.renew_at = match self.renew_every {
+            Some(every) => self.claim.sent(deadline) + every,
+            None => Moment::NEVER,
+        };
+    }
+
+    fn plan_retry(&mut self, now: Moment) {
+        if let Some(every) = self.renew_every {
+            let wait = (every / RETRIES_PER_RENEWAL).clamp(SHORTEST_RETRY, LONGEST_RETRY);
+            self.renew_at = now + jittered(wait);
+        }
+    }
+
+    fn wants_renewal(&self, now: Moment) -> bool {
+        let Some(every) = self.renew_every else {
+            return false;
+        };
+        let early = GATHER.min(every / GATHER_SHARE);
+        !self.in_flight && self.renew_at.minus(early) <= now
+    }
+
+    fn next_wake(&self) -> Moment {
+        let deadline = self.lease.deadline();
+        if self.in_flight {
+            deadline
+        } else {
+            deadline.min(self.renew_at)
+        }
+    }
+}
+
+/// What the driver has to do now.
+#[derive(Debug)]
+pub(crate) enum Due {
+    /// The lease is over: tell.
+    Lost(Watch),
+    /// Ask Redis to extend it.
+    Renewal {
+        id: u64,
+        claim: Arc<Claim>,
+        within: Duration,
+    },
+}
+
+/// All leases of a locker.
+#[derive(Debug)]
+pub(crate) struct Roster {
+    entries: HashMap<u64, Watch>,
+    wakes: BTreeSet<(Moment, u64)>,
+    last_id: u64,
+    /// Until when the driver sleeps if nobody wakes it.
+    asleep_until: Moment,
+    closed: bool,
+}
+
+impl Default for Roster {
+    fn default() -> Self {
+        Self {
+            entries: HashMap::new(),
+            wakes: BTreeSet::new(),
+            last_id: 0,
+            asleep_until: Moment::NEVER,
+            closed: false,
+        }
+    }
+}
+
+impl Roster {
+    /// Puts a lease on the roster. Says under which number, and whether the driver would sleep
+    /// past its first renewal; gives it back if nobody would watch it any more.
+    pub(crate) fn insert(&mut self, mut watch: Watch) -> Result<(u64, bool), Watch> {
+        if self.closed {
+            return Err(watch);
+        }
+        self.last_id += 1;
+        let id = self.last_id;
+        watch.wake = watch.next_wake();
+        let early = watch.wake < self.asleep_until;
+        self.wakes.insert((watch.wake, id));
+        self.entries.insert(id, watch);
+        Ok((id, early))
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Watch> {
+        let watch = self.entries.remove(&id)?;
+        self.wakes.remove(&(watch.wake, id));
+        Some(watch)
+    }
+
+    /// Takes all leases off; later ones are turned away.
+    pub(crate) fn close(&mut self) -> Vec<Watch> {
+        self.closed = true;
+        self.wakes.clear();
+        self.entries.drain().map(|(_, watch)| watch).collect()
+    }
+
+    /// What is due at `now`.
+    pub(crate) fn due(&mut self, now: Moment, command_timeout: Duration) -> Vec<Due> {
+        let mut due = Vec::new();
+        let soon: Vec<u64> = self
+            .wakes
+            .range(..=(now + GATHER, u64::MAX))
+            .map(|&(_, id)| id)
+            .collect();
+        for id in soon {
+            let Some(watch) = self.entries.get_mut(&id) else {
+                continue;
+            };
+            if watch.lease.is_lost() {
+                due.extend(self.remove(id).map(Due::Lost));
+                continue;
+            }
+            if watch.wants_renewal(now) {
+                watch.in_flight = true;
+                due.push(Due::Renewal {
+                    id,
+                    claim: Arc::clone(&watch.claim),
+                    // Three tries fit into what is left of the lease.
+                    within: command_timeout
+                        .min(watch.lease.remaining() / 3)
+                        .max(SHORTEST_RETRY),
+                });
+            }
+            self.refile(id);
+        }
+        due
+    }
+
+    /// Notes until when the driver sleeps now.
+    pub(crate) fn fall_asleep(&mut self) -> Option<Moment> {
+        let next = self.wakes.first().map(|&(wake, _)| wake);
+        self.asleep_until = next.unwrap_or(Moment::NEVER);
+        next
+    }
+
+    /// A renewal was granted until `deadline`. Says whether the lease is still on the roster, and
+    /// whether the driver must be woken for it.
+    pub(crate) fn renewed(&mut self, id: u64, deadline: Moment) -> bool {
+        let Some(watch) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        watch.in_flight = false;
+        watch.plan_renewal(deadline);
+        watch.lease.forget_failure();
+        watch.lease.extend(deadline);
+        self.refile(id)
+    }
+
+    /// A renewal came to no answer.
+    pub(crate) fn not_renewed(&mut self, id: u64, now: Moment) -> Option<&Arc<Lease>> {
+        let watch = self.entries.get_mut(&id)?;
+        watch.in_flight = false;
+        watch.plan_retry(now);
+        self.refile(id);
+        self.entries.get(&id).map(|watch| &watch.lease)
+    }
+
+    /// Restores W3; says whether the entry now needs attention before the driver wakes up.
+    fn refile(&mut self, id: u64) -> bool {
+        let Some(watch) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        let wake = watch.next_wake();
+        if wake != watch.wake {
+            self.wakes.remove(&(watch.wake, id));
+            self.wakes.insert((wake, id));
+            watch.wake = wake;
+        }
+        wake < self.asleep_until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Key;
+    use crate::lease::clock::Clock;
+
+    const TTL: Duration = Duration::from_millis(300);
+    const EVERY: Duration = Duration::from_millis(100);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    struct Fixture {
+        clock: Clock,
+        roster: Roster,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            Self {
+                clock: Clock::manual(),
+                roster: Roster::default(),
+            }
+        }
+
+        fn watch(&mut self, renew_every: Option<Duration>) -> (u64, Arc<Lease>) {
+            let key = Arc::new(Key::new("", "k".to_owned()));
+            let claim = Arc::new(Claim {
+                key: Arc::clone(&key),
+                value: "v".into(),
+                ttl: TTL,
+            });
+            let deadline = claim.deadline(self.clock.now());
+            let lease = Arc::new(Lease::new(self.clock.clone(), key, 1, deadline, None));
+            let watch = Watch::new(Arc::clone(&lease), claim, 0, deadline, renew_every);
+            let (id, _) = self.roster.insert(watch).unwrap();
+            (id, lease)
+        }
+
+        fn due(&mut self) -> Vec<Due> {
+            self.roster.due(self.clock.now(), TIMEOUT)
+        }
+    }
+
+    #[test]
+    fn nothing_is_due_before_the_first_renewal() {
+        let mut f = Fixture::new();
+        f.watch(Some(EVERY));
+        f.clock.advance(EVERY * 9 / 10);
+        assert!(f.due().is_empty());
+        f.clock.advance(EVERY / 10);
+        assert!(matches!(f.due()[..], [Due::Renewal { .. }]));
+        assert!(f.due().is_empty(), "W2: one at a time");
+    }
+
+    #[test]
+    fn a_renewal_under_way_does_not_hide_the_deadline() {
+        let mut f = Fixture::new();
+        let (_, lease) = f.watch(Some(EVERY));
+        f.clock.advance(EVERY);
+        assert!(matches!(f.due()[..], [Due::Renewal { .. }]));
+        f.clock.advance(lease.remaining());
+        assert!(matches!(f.due()[..], [Due::Lost(_)]));
+        assert!(f.due().is_empty(), "W1: told once");
+    }
+
+    #[test]
+    fn a_failed_renewal_is_tried_again_sooner() {
+        let mut f = Fixture::new();
+        let (id, _) = f.watch(Some(EVERY));
+        f.clock.advance(EVERY);
+        f.due();
+        let now = f.clock.now();
+        f.roster.not_renewed(id, now);
+        let retry = f.roster.fall_asleep().unwrap().since(now);
+        assert!(retry > Duration::ZERO && retry < EVERY / 4, "{retry:?}");
+    }
+
+    #[test]
+    fn a_renewal_never_waits_longer_than_a_third_of_what_is_left() {
+        let mut f = Fixture::new();
+        f.watch(Some(EVERY));
+        f.clock.advance(EVERY * 2);
+        match f.due()[..] {
+            [Due::Renewal { within, .. }] => assert!(within <= EVERY / 3, "{within:?}"),
+            ref other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn without_renewal_the_only_wake_is_the_deadline() {
+        let mut f = Fixture::new();
+        let (_, lease) = f.watch(None);
+        assert_eq!(f.roster.fall_asleep(), Some(lease.deadline()));
+    }
+
+    #[test]
+    fn a_late_lease_does_not_wake_the_driver() {
+        let mut f = Fixture::new();
+        f.watch(Some(EVERY));
+        f.roster.fall_asleep();
+        f.clock.advance(EVERY / 2);
+        let key = Arc::new(Key::new("", "other".to_owned()));
+        let claim = Arc::new(Claim {
+            key: Arc::clone(&key),
+            value: "w".into(),
+            ttl: TTL,
+        });
+        let deadline = claim.deadline(f.clock.now());
+        let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
+        let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY));
+        let (_, wake) = f.roster.insert(watch).unwrap();
+        assert!(!wake);
+    }
+
+    #[test]
+    fn renewals_that_fall_due_together_go_out_together() {
+        let mut f = Fixture::new();
+        for _ in 0..100 {
+            f.watch(Some(EVERY));
+            f.clock.advance(Duration::from_micros(10));
+        }
+        f.clock.advance(EVERY - Duration::from_millis(1));
+        assert_eq!(f.due().len(), 100);
+    }
+
+    #[test]
+    fn a_closed_roster_takes_no_lease() {
+        let mut f = Fixture::new();
+        let (_, lease) = f.watch(Some(EVERY));
+        assert_eq!(f.roster.close().len(), 1);
+        let claim = Arc::new(Claim {
+            key: Arc::clone(lease.key()),
+            value: "v".into(),
+            ttl: TTL,
+        });
+        let watch = Watch::new(Arc::clone(&lease), claim, 0, lease.deadline(), None);
+        assert!(f.roster.insert(watch).is_err());
+    }
+}

@@ -1,0 +1,325 @@
+//! A lock: a key and how to hold it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::acquire::{Patience, acquire};
+use crate::engine::{Engine, Released};
+use crate::error::Error;
+use crate::fault::Fault;
+use crate::guard::LockGuard;
+use crate::key::Key;
+use crate::options::{Options, Terms, check_wait};
+use crate::owner::Holder;
+
+/// A handle on the lock of one key. Making one does no I/O; clones are cheap.
+///
+/// Locks are **not re-entrant**: a task that acquires a key that it holds waits for itself.
+///
+/// # Options
+///
+/// Each option is a method that takes and returns the handle. They are checked when the lock is
+/// acquired.
+///
+/// | option | default | meaning |
+/// |---|---|---|
+/// | [`ttl`](Self::ttl) | 10 s | how long the key outlives a holder that crashed |
+/// | [`renew_every`](Self::renew_every) | ttl/3 | how often the watchdog renews |
+/// | [`max_hold`](Self::max_hold) | none | after how long a guard is lost although Redis is well |
+/// | [`auto_renew`](Self::auto_renew) | `true` | whether the watchdog renews at all |
+/// | [`handover_for`](Self::handover_for) | 10 ms | how long a process passes a lock on to its own waiters before it asks Redis who else waits |
+/// | [`give_up_after`](Self::give_up_after) | 10 s | how long an unreachable Redis is put up with |
+///
+/// # Waiting
+///
+/// Within one process, waiters get the lock in the order in which they came.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
+/// let locker = redlease::Locker::in_memory();
+/// let lock = locker.lock("invoice:42").ttl(Duration::from_secs(5));
+/// match lock.try_lock().await? {
+///     Some(guard) => println!("it is ours, with token {}", guard.fencing_token()),
+///     None => println!("somebody else has it: {:?}", lock.holder().await?),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+#[must_use = "a lock does nothing until it is acquired"]
+pub struct Lock {
+    engine: Arc<Engine>,
+    key: Arc<Key>,
+    options: Options,
+}
+
+impl Lock {
+    pub(crate) fn new(engine: &Arc<Engine>, key: String) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            key: Arc::new(Key::new(&engine.settings.prefix, key)),
+            options: Options::default(),
+        }
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Sets the time to live of the key in Redis: how long the lock stays taken after its holder
+    /// crashed.
+    ///
+    /// A guard may be held for much longer: the watchdog renews it. A short TTL frees a crashed
+    /// holder's lock sooner, a long one puts up with a longer outage of Redis. In whole
+    /// milliseconds, from 10 ms to 100 years. Defaults to 10 seconds.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.options.ttl = ttl;
+        self
+    }
+
+    /// Sets how often the watchdog renews the lease, counted from request to request.
+    ///
+    /// At least 1 ms, and shorter than the lease lasts at this end (the TTL less TTL/100 + 2 ms).
+    /// Defaults to a third of the TTL, so that two renewals may fail before the lease is in
+    /// danger.
+    pub fn renew_every(mut self, interval: Duration) -> Self {
+        self.options.renew_every = Some(interval);
+        self
+    }
+
+    /// Sets after how long a guard is lost although Redis is well: a bound for jobs that hang.
+    ///
+    /// At that time the lost token fires with
+    /// [`LostReason::MaxHold`](crate::LostReason::MaxHold) and renewal stops; the key stays until
+    /// its TTL or the guard's drop, so that the holder has time to stop. Counts for each guard.
+    /// Unlimited by default.
+    pub fn max_hold(mut self, limit: Duration) -> Self {
+        self.options.max_hold = Some(limit);
+        self
+    }
+
+    /// Sets whether the watchdog renews the lease.
+    ///
+    /// Without it the guard is lost at the end of its TTL, unless the holder calls
+    /// [`LockGuard::renew`]. Defaults to `true`.
+    pub fn auto_renew(mut self, renew: bool) -> Self {
+        self.options.auto_renew = renew;
+        self
+    }
+
+    /// Sets for how long at a stretch a process passes the lock on among its own waiters before
+    /// it asks Redis whether anybody else waits.
+    ///
+    /// Zero switches the local hand-over off. Defaults to 10 milliseconds.
+    pub fn handover_for(mut self, stretch: Duration) -> Self {
+        self.options.handover_for = stretch;
+        self
+    }
+
+    /// Sets how long an acquire puts up with a Redis that cannot be reached or does not answer,
+    /// before it fails with [`Error::Unavailable`].
+    ///
+    /// It counts from the last answer. Defaults to 10 seconds.
+    pub fn give_up_after(mut self, limit: Duration) -> Self {
+        self.options.give_up_after = limit;
+        self
+    }
+
+    /// Returns the key, with the prefix of the locker.
+    pub fn key(&self) -> &str {
+        self.key.name()
+    }
+
+    /// Acquires the lock, and waits for as long as others have it.
+    ///
+    /// # Cancel safety
+    ///
+    /// A cancelled call loses its place in the queue, and leaves no key behind: a request that was
+    /// under way is undone in the background.
+    ///
+    /// # Errors
+    ///
+    /// Never for contention. [`Error::Invalid`] for an option or key that is not usable,
+    /// [`Error::Unavailable`] when Redis gave no answer for
+    /// [`give_up_after`](Self::give_up_after), [`Error::Refused`] when it refuses for good,
+    /// [`Error::Closed`] when the locker is closed.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
+    /// let locker = redlease::Locker::in_memory();
+    /// let guard = locker.lock("nightly").lock().await?;
+    /// // … as long as it takes; the lease is renewed meanwhile …
+    /// drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub async fn lock(&self) -> Result<LockGuard, Error> {
+        let terms = self.terms()?;
+        let hold = acquire(&self.engine, &self.key, &terms, Patience::Unbounded).await?;
+        match hold {
+            Some(hold) => Ok(LockGuard::new(hold)),
+            None => unreachable!("unbounded patience does not end"),
+        }
+    }
+
+    /// Tries once to acquire the lock; `None` if somebody else has it.
+    ///
+    /// Answers without I/O if this process holds the key or waits for it. A Redis that does not
+    /// answer is asked again for [`give_up_after`](Self::give_up_after).
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`lock`](Self::lock).
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn try_lock(&self) -> Result<Option<LockGuard>, Error> {
+        let terms = self.terms()?;
+        let hold = acquire(&self.engine, &self.key, &terms, Patience::None).await?;
+        Ok(hold.map(LockGuard::new))
+    }
+
+    /// Acquires the lock if it becomes free within `limit`; `None` otherwise.
+    ///
+    /// Tries a last time when `limit` is over. It takes at most 100 years as a limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`lock`](Self::lock).
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock). A Redis that does not answer within `limit` is
+    /// [`Error::Unavailable`], never `None`.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn try_lock_for(&self, limit: Duration) -> Result<Option<LockGuard>, Error> {
+        let terms = self.terms()?;
+        check_wait(self.key.name(), "the limit of the wait", limit)?;
+        let patience = Patience::Until(Instant::now() + limit);
+        let hold = acquire(&self.engine, &self.key, &terms, patience).await?;
+        Ok(hold.map(LockGuard::new))
+    }
+
+    /// Acquires the lock, runs a routine with it until that ends or the lease is lost, and
+    /// releases the lock.
+    ///
+    /// The release is awaited. If it fails, the routine's result is returned all the same, and the
+    /// failure goes to `tracing`: the TTL frees the key.
+    ///
+    /// # Cancel safety
+    ///
+    /// A cancelled call drops the routine, and releases the lock in the background.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock), and [`Error::Lost`] if the lease was lost before the routine
+    /// had ended.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
+    /// # let locker = redlease::Locker::in_memory();
+    /// # async fn settle(token: u64) -> bool { token > 0 }
+    /// let lock = locker.lock("invoice:42");
+    /// let settled = lock.run(async |guard| settle(guard.fencing_token()).await).await?;
+    /// assert!(settled);
+    /// # Ok(()) }
+    /// ```
+    pub async fn run<T>(&self, routine: impl AsyncFnOnce(&LockGuard) -> T) -> Result<T, Error> {
+        let guard = self.lock().await?;
+        let output = guard.run_until_lost(routine(&guard)).await;
+        self.note_release(guard.release().await);
+        Ok(output?)
+    }
+
+    /// Tells who has the lock, whoever took it, in whatever language; `None` if nobody has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Refused`] if the key holds something that is not a string, as the locks of
+    /// Redisson do; otherwise as for [`lock`](Self::lock).
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn holder(&self) -> Result<Option<Holder>, Error> {
+        self.terms()?;
+        let within = self.engine.settings.command_timeout;
+        let holder = self.engine.backend.holder(&self.key, within).await;
+        holder.map_err(|fault| self.about(fault))
+    }
+
+    /// Takes the lock from whoever has it, and says whether anybody had. For operators.
+    ///
+    /// The holder hears of it as [`LostReason::Removed`](crate::LostReason::Removed); until then
+    /// it may go on working, so the next holder's fencing token is what keeps them apart.
+    ///
+    /// # Errors
+    ///
+    /// As for [`holder`](Self::holder), except that a key of any type is removed.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn force_release(&self) -> Result<bool, Error> {
+        self.terms()?;
+        let within = self.engine.settings.command_timeout;
+        let freed = self.engine.backend.force_release(&self.key, within).await;
+        freed.map_err(|fault| self.about(fault))
+    }
+
+    pub(crate) fn note_release(&self, release: Result<Released, Error>) {
+        if let Err(error) = release {
+            tracing::warn!(
+                lock = %self.key.name(),
+                cause = %error,
+                "a release was not confirmed; the ttl frees the key"
+            );
+        }
+    }
+
+    fn terms(&self) -> Result<Terms, Error> {
+        let terms = self.options.check(self.key.name())?;
+        if self.engine.closing.is_cancelled() {
+            return Err(Error::closed(self.key.name()));
+        }
+        Ok(terms)
+    }
+
+    fn about(&self, fault: Fault) -> Error {
+        fault.about(Some(self.key.name()))
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock")
+            .field("key", &self.key())
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,363 @@
+//! Where locks come from: one locker a process and Redis.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Client, ConnectionAddr, IntoConnectionInfo};
+
+use crate::backend::Backend;
+use crate::backend::memory::Memory;
+use crate::backend::node::Node;
+use crate::engine::{Engine, Settings};
+use crate::error::Error;
+use crate::fault::Cause;
+use crate::lease::clock::Clock;
+use crate::lock::Lock;
+use crate::owner::Owner;
+
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Makes locks. One is enough for a process; clones are cheap and share everything.
+///
+/// A locker has a background thread, `redlease`, which renews leases, watches their deadlines and
+/// releases dropped guards, and a connection to Redis for it; another connection for each tokio
+/// runtime that acquires locks.
+///
+/// # The end of a locker
+///
+/// When its last handle (locker, [`Lock`] or guard) is dropped, the releases that are still under
+/// way are waited for, at most [`Builder::flush_timeout`]. So a guard that is dropped as the last
+/// statement of `main` leaves no key behind. A locker in a `static` is never dropped: call
+/// [`close`](Self::close) before `main` returns.
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example() -> Result<(), redlease::Error> {
+/// let locker = redlease::Locker::connect("redis://127.0.0.1/").await?;
+/// let guard = locker.lock("invoice:42").lock().await?;
+/// # drop(guard);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Locker {
+    engine: Arc<Engine>,
+}
+
+impl Locker {
+    /// Connects to one Redis server, with the defaults of [`Builder`].
+    ///
+    /// The URL is one that the `redis` crate takes: `redis://user:password@host:port/db` or
+    /// `unix:///path/to/socket`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a URL that is not one, [`Error::Unavailable`] if the server cannot
+    /// be reached, [`Error::Refused`] if it is not a Redis server or refuses the credentials.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
+        Self::builder().connect(url).await
+    }
+
+    /// Returns a builder, for what [`connect`](Self::connect) leaves at its default.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Makes a locker that keeps its locks in this process' memory: the same semantics without a
+    /// Redis, for unit tests and examples.
+    ///
+    /// Locks exclude each other within this locker and its clones only.
+    ///
+    /// # Panics
+    ///
+    /// If the system refuses a thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
+    /// let locker = redlease::Locker::in_memory();
+    /// let _guard = locker.lock("a").lock().await?;
+    /// assert!(locker.lock("a").try_lock().await?.is_none());
+    /// # Ok(()) }
+    /// ```
+    pub fn in_memory() -> Self {
+        match Self::builder().in_memory() {
+            Ok(locker) => locker,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Returns a handle on the lock of a key, without I/O.
+    ///
+    /// The key is used in Redis verbatim, behind the builder's prefix. It must not be empty.
+    pub fn lock(&self, key: impl Into<String>) -> Lock {
+        Lock::new(&self.engine, key.into())
+    }
+
+    /// Fails all waiters, releases every guard, and waits for the releases, at most `timeout`.
+    ///
+    /// Guards that still exist are lost with [`LostReason::Closed`](crate::LostReason::Closed);
+    /// locks can no longer be acquired. Closing twice is harmless.
+    ///
+    /// # Cancel safety
+    ///
+    /// The locker is closed as soon as the call is polled; cancelling it ends only the wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] if releases were not confirmed in time. They are tried further until
+    /// their TTL.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled.
+    pub async fn close(&self, timeout: Duration) -> Result<(), Error> {
+        self.engine.begin_close();
+        let pending = &self.engine.driver.shared().pending;
+        let timeout = timeout.min(LONGEST_TIMEOUT);
+        let done = tokio::time::timeout(timeout, pending.wait_async()).await;
+        done.map_err(|_| self.not_flushed())
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    pub(crate) fn close_blocking(&self, timeout: Duration) -> Result<(), Error> {
+        self.engine.begin_close();
+        let pending = &self.engine.driver.shared().pending;
+        if pending.wait(timeout.min(LONGEST_TIMEOUT)) {
+            Ok(())
+        } else {
+            Err(self.not_flushed())
+        }
+    }
+
+    fn not_flushed(&self) -> Error {
+        Error::Unavailable {
+            key: None,
+            server: self.engine.backend.server(),
+            source: Cause::new(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "releases were not confirmed in time",
+            )),
+        }
+    }
+}
+
+/// Builds a [`Locker`].
+///
+/// # Defaults
+///
+/// | setting | default |
+/// |---|---|
+/// | [`owner`](Self::owner) | `host/pid` |
+/// | [`prefix`](Self::prefix) | none |
+/// | [`command_timeout`](Self::command_timeout) | 1 s |
+/// | [`flush_timeout`](Self::flush_timeout) | 1 s |
+///
+/// # Examples
+///
+/// ```no_run
+/// # async fn example() -> Result<(), redlease::Error> {
+/// let locker = redlease::Locker::builder()
+///     .owner("billing")
+///     .prefix("locks:")
+///     .connect("redis://127.0.0.1/")
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until it connects"]
+pub struct Builder {
+    owner: Option<String>,
+    prefix: String,
+    command_timeout: Duration,
+    flush_timeout: Duration,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            owner: None,
+            prefix: String::new(),
+            command_timeout: COMMAND_TIMEOUT,
+            flush_timeout: FLUSH_TIMEOUT,
+        }
+    }
+}
+
+impl Builder {
+    /// Sets the owner label, which `redis-cli GET key` and
+    /// [`Lock::holder`](crate::Lock::holder) show.
+    ///
+    /// 1 to 256 bytes without control characters. Defaults to `host/pid` of this process.
+    pub fn owner(mut self, label: impl Into<String>) -> Self {
+        self.owner = Some(label.into());
+        self
+    }
+
+    /// Sets a text that is put before every key. Defaults to none.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets how long one command to Redis, or opening a connection, may take.
+    ///
+    /// A command that took longer is tried again where that makes sense. Renewals take at most a
+    /// third of what is left of the lease. From 1 ms to 24 hours; defaults to 1 second.
+    pub fn command_timeout(mut self, timeout: Duration) -> Self {
+        self.command_timeout = timeout;
+        self
+    }
+
+    /// Sets how long the drop of a locker's last handle may wait for releases that are under way.
+    ///
+    /// Zero switches the wait off. At most 24 hours; defaults to 1 second.
+    pub fn flush_timeout(mut self, timeout: Duration) -> Self {
+        self.flush_timeout = timeout;
+        self
+    }
+
+    /// Connects to one Redis server by its URL; see [`Locker::connect`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Locker::connect`], and [`Error::Invalid`] for a setting that is not usable.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn connect(self, url: impl AsRef<str>) -> Result<Locker, Error> {
+        let client = client(url.as_ref())?;
+        self.connect_client(client).await
+    }
+
+    /// Connects to the server of a `redis::Client`, for connection settings that a URL does not
+    /// hold.
+    ///
+    /// Whatever protocol version the client asks for, RESP3 is tried first. `TCP_NODELAY` and
+    /// keep-alive are switched on.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Locker::connect`], and [`Error::Invalid`] for a setting that is not usable.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn connect_client(self, client: Client) -> Result<Locker, Error> {
+        let locker = self.on_one_server(&client)?;
+        let engine = locker.engine();
+        let within = engine.settings.command_timeout;
+        let connected = engine.backend.connect(within).await;
+        connected.map_err(|fault| fault.about(None))?;
+        // The driver's own connection, before it is needed in a hurry.
+        let backend = Arc::clone(&engine.backend);
+        engine.driver.spawn(async move {
+            // A failure is no matter yet: whoever needs the connection opens it again.
+            let _ = backend.connect(within).await;
+        });
+        Ok(locker)
+    }
+
+    /// Makes a locker without Redis; see [`Locker::in_memory`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a setting that is not usable, or if the system refuses a thread.
+    pub fn in_memory(self) -> Result<Locker, Error> {
+        let clock = Clock::system();
+        let backend = Arc::new(Memory::new(clock.clone()));
+        self.start(backend, clock)
+    }
+
+    pub(crate) fn connect_blocking(self, url: &str) -> Result<Locker, Error> {
+        let client = client(url)?;
+        self.connect_client_blocking(&client)
+    }
+
+    pub(crate) fn connect_client_blocking(self, client: &Client) -> Result<Locker, Error> {
+        let locker = self.on_one_server(client)?;
+        let backend = Arc::clone(&locker.engine.backend);
+        let within = locker.engine.settings.command_timeout;
+        let connected = locker
+            .engine
+            .block_on(async move { backend.connect(within).await });
+        match connected {
+            Some(Ok(())) => Ok(locker),
+            Some(Err(fault)) => Err(fault.about(None)),
+            None => Err(Error::Closed { key: None }),
+        }
+    }
+
+    fn on_one_server(self, client: &Client) -> Result<Locker, Error> {
+        let clock = Clock::system();
+        let node = Node::new(client, clock.clone()).map_err(bad_url)?;
+        self.start(Arc::new(node), clock)
+    }
+
+    fn start(self, backend: Arc<dyn Backend>, clock: Clock) -> Result<Locker, Error> {
+        let settings = self.check()?;
+        let engine = Engine::start(backend, clock, settings).map_err(|error| Error::Invalid {
+            key: None,
+            problem: "the system refuses a thread".to_owned(),
+            source: Some(Cause::new(error)),
+        })?;
+        Ok(Locker { engine })
+    }
+
+    fn check(self) -> Result<Settings, Error> {
+        let refuse = |problem: &str| Err(Error::invalid(None, problem));
+        if self.command_timeout < Duration::from_millis(1) {
+            return refuse("command_timeout must be at least 1ms");
+        }
+        if self.command_timeout > LONGEST_TIMEOUT {
+            return refuse("command_timeout must be at most 24 hours");
+        }
+        if self.flush_timeout > LONGEST_TIMEOUT {
+            return refuse("flush_timeout must be at most 24 hours");
+        }
+        Ok(Settings {
+            owner: match self.owner {
+                Some(label) => Owner::new(label)?,
+                None => Owner::of_this_process(),
+            },
+            prefix: self.prefix,
+            command_timeout: self.command_timeout,
+            flush_timeout: self.flush_timeout,
+        })
+    }
+}
+
+/// Parses a URL, and refuses what the connection would only fail on later.
+fn client(url: &str) -> Result<Client, Error> {
+    let info = url.into_connection_info().map_err(bad_url)?;
+    if !matches!(info.addr(), ConnectionAddr::Tcp(..)) && !info.addr().is_supported() {
+        return Err(Error::invalid(
+            None,
+            "this kind of redis url is not supported here",
+        ));
+    }
+    Client::open(info).map_err(bad_url)
+}
+
+fn bad_url(error: redis::RedisError) -> Error {
+    Error::Invalid {
+        key: None,
+        problem: "the redis url is not usable".to_owned(),
+        source: Some(Cause::new(error)),
+    }
+}

@@ -1,0 +1,173 @@
+//! What a lock can be told, and what it refuses to be told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::Error;
+
+pub(crate) const SHORTEST_TTL: Duration = Duration::from_millis(10);
+const SHORTEST_RENEWAL: Duration = Duration::from_millis(1);
+/// The longest time that any option takes: below what Redis takes as a TTL, and far from where
+/// clock arithmetic could overflow.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// What is taken off a lease at this end (P3): clock rates may differ by 1 %, and the server's
+/// clock has a resolution of a millisecond.
+pub(crate) fn margin(ttl: Duration) -> Duration {
+    ttl / 100 + Duration::from_millis(2)
+}
+
+/// The options of a lock, as given.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) ttl: Duration,
+    pub(crate) renew_every: Option<Duration>,
+    pub(crate) max_hold: Option<Duration>,
+    pub(crate) auto_renew: bool,
+    pub(crate) handover_for: Duration,
+    pub(crate) give_up_after: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(10),
+            renew_every: None,
+            max_hold: None,
+            auto_renew: true,
+            handover_for: Duration::from_millis(10),
+            give_up_after: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Options that have been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// In whole milliseconds.
+    pub(crate) ttl: Duration,
+    /// `None`: the watchdog does not renew.
+    pub(crate) renew_every: Option<Duration>,
+    pub(crate) max_hold: Option<Duration>,
+    pub(crate) handover_for: Duration,
+    pub(crate) give_up_after: Duration,
+}
+
+impl Options {
+    pub(crate) fn check(&self, key: &Arc<str>) -> Result<Terms, Error> {
+        let refuse = |problem: String| Err(Error::invalid(Some(key), problem));
+        if key.is_empty() {
+            return refuse("the key must not be empty".to_owned());
+        }
+        if self.ttl < SHORTEST_TTL {
+            return refuse(format!("the ttl must be at least {SHORTEST_TTL:?}"));
+        }
+        let lengths = [
+            ("ttl", Some(self.ttl)),
+            ("renew_every", self.renew_every),
+            ("max_hold", self.max_hold),
+            ("handover_for", Some(self.handover_for)),
+            ("give_up_after", Some(self.give_up_after)),
+        ];
+        for (name, length) in lengths {
+            if length.is_some_and(|length| length > LONGEST) {
+                return refuse(format!("{name} must be at most {LONGEST:?}"));
+            }
+        }
+        if self.max_hold == Some(Duration::ZERO) {
+            return refuse("max_hold must not be zero".to_owned());
+        }
+        let ttl = Duration::from_millis(whole_millis(self.ttl));
+        let renew_every = self.renew_every.unwrap_or(ttl / 3);
+        if renew_every < SHORTEST_RENEWAL {
+            return refuse(format!("renew_every must be at least {SHORTEST_RENEWAL:?}"));
+        }
+        let life = ttl - margin(ttl);
+        if renew_every >= life {
+            return refuse(format!(
+                "renew_every must be shorter than the lease lives here, {life:?} of a ttl of {ttl:?}"
+            ));
+        }
+        Ok(Terms {
+            ttl,
+            renew_every: self.auto_renew.then_some(renew_every),
+            max_hold: self.max_hold,
+            handover_for: self.handover_for,
+            give_up_after: self.give_up_after,
+        })
+    }
+}
+
+/// Checks a time that is not an option of the lock: how long to wait, for instance.
+pub(crate) fn check_wait(key: &Arc<str>, name: &str, wait: Duration) -> Result<(), Error> {
+    if wait > LONGEST {
+        return Err(Error::invalid(
+            Some(key),
+            format!("{name} must be at most {LONGEST:?}"),
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(change: impl FnOnce(&mut Options)) -> String {
+        let mut options = Options::default();
+        change(&mut options);
+        options.check(&"k".into()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_usable() {
+        let terms = Options::default().check(&"k".into()).unwrap();
+        assert_eq!(terms.renew_every, Some(Duration::from_secs(10) / 3));
+    }
+
+    #[test]
+    fn the_shortest_ttl_is_usable() {
+        let options = Options {
+            ttl: SHORTEST_TTL,
+            ..Options::default()
+        };
+        options.check(&"k".into()).unwrap();
+    }
+
+    #[test]
+    fn each_bad_option_is_named() {
+        let second = Duration::from_secs(1);
+        for (name, text) in [
+            ("ttl", problem(|o| o.ttl = Duration::from_micros(9_999))),
+            ("ttl", problem(|o| o.ttl = Duration::MAX)),
+            (
+                "renew_every",
+                problem(|o| o.renew_every = Some(10 * second)),
+            ),
+            (
+                "renew_every",
+                problem(|o| o.renew_every = Some(Duration::ZERO)),
+            ),
+            (
+                "renew_every",
+                problem(|o| o.renew_every = Some(Duration::MAX)),
+            ),
+            ("max_hold", problem(|o| o.max_hold = Some(Duration::ZERO))),
+            ("max_hold", problem(|o| o.max_hold = Some(Duration::MAX))),
+            ("handover_for", problem(|o| o.handover_for = Duration::MAX)),
+            (
+                "give_up_after",
+                problem(|o| o.give_up_after = Duration::MAX),
+            ),
+        ] {
+            assert!(text.starts_with("lock \"k\": "), "{text}");
+            assert!(text.contains(name), "{text}");
+        }
+        let empty = Options::default().check(&"".into()).unwrap_err();
+        assert!(empty.to_string().contains("empty"), "{empty}");
+    }
+}
