@@ -319,8 +319,8 @@ impl LockGuard {
     ///
     /// As for [`LockGuard::renew`](crate::LockGuard::renew).
     pub fn renew(&self) -> Result<(), Error> {
-        let hold = self.0.hold();
-        let renewal = hold.engine.block_on(hold.renew());
+        let engine = &self.0.handle().engine;
+        let renewal = engine.block_on(self.0.hold().renew());
         renewal.unwrap_or_else(|| Err(Error::closed(&self.key().into())))
     }
 
@@ -331,8 +331,11 @@ impl LockGuard {
     /// As for [`LockGuard::release`](crate::LockGuard::release).
     pub fn release(self) -> Result<Released, Error> {
         let key: Arc<str> = self.key().into();
-        let engine = Arc::clone(&self.0.hold().engine);
-        let release = engine.block_on(async move { self.0.release().await });
+        // Outlives the guard, so that the last handle is not dropped on the background thread.
+        let handle = Arc::clone(self.0.handle());
+        let release = handle
+            .engine
+            .block_on(async move { self.0.release().await });
         release.unwrap_or_else(|| Err(Error::closed(&key)))
     }
 }

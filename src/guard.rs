@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Hold, Released};
 use crate::error::Error;
+use crate::handle::Handle;
+use crate::hold::{Hold, Released};
 use crate::lost::{Lost, LostReason};
 
 /// A lock that is held. Dropping it releases the lock.
@@ -36,19 +37,26 @@ use crate::lost::{Lost, LostReason};
 #[clippy::has_significant_drop]
 pub struct LockGuard {
     hold: Hold,
+    // Behind the hold, so that the last handle waits for its release.
+    handle: Arc<Handle>,
     lost: OnceLock<CancellationToken>,
 }
 
 impl LockGuard {
-    pub(crate) fn new(hold: Hold) -> Self {
+    pub(crate) fn new(hold: Hold, handle: &Arc<Handle>) -> Self {
         Self {
             hold,
+            handle: Arc::clone(handle),
             lost: OnceLock::new(),
         }
     }
 
     pub(crate) fn hold(&self) -> &Hold {
         &self.hold
+    }
+
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.handle
     }
 
     /// Returns the key of the lock, with the prefix of the locker.
@@ -85,7 +93,7 @@ impl LockGuard {
     ///
     /// [`Lost`], with the reason. It converts into [`Error`].
     pub fn ensure_held(&self) -> Result<(), Lost> {
-        self.hold.ensure_held()
+        self.hold.lease.ensure_held()
     }
 
     /// Returns a token that fires when the lease is lost, and never because of a release.
@@ -222,7 +230,10 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn release(self) -> Result<Released, Error> {
-        self.hold.release().await
+        let Self { hold, handle, .. } = self;
+        let released = hold.release().await;
+        drop(handle);
+        released
     }
 }
 

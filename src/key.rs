@@ -12,6 +12,8 @@ use std::sync::Arc;
 pub(crate) struct Key {
     name: Arc<str>,
     fence: String,
+    queue: String,
+    waiters: String,
 }
 
 impl Key {
@@ -23,6 +25,8 @@ impl Key {
         };
         Self {
             fence: beside(&name, "fence"),
+            queue: beside(&name, "lock-queue"),
+            waiters: beside(&name, "lock-waiters"),
             name,
         }
     }
@@ -35,6 +39,11 @@ impl Key {
     /// Where the fencing counter is.
     pub(crate) fn fence(&self) -> &str {
         &self.fence
+    }
+
+    /// All the keys that the scripts of the queue take.
+    pub(crate) fn with_queue(&self) -> [&str; 4] {
+        [&self.name, &self.fence, &self.queue, &self.waiters]
     }
 }
 

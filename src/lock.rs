@@ -7,10 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::acquire::{Patience, acquire};
-use crate::engine::{Engine, Released};
+use crate::engine::Engine;
 use crate::error::Error;
 use crate::fault::Fault;
 use crate::guard::LockGuard;
+use crate::handle::Handle;
+use crate::hold::{Hold, Released};
 use crate::key::Key;
 use crate::options::{Options, Terms, check_wait};
 use crate::owner::Holder;
@@ -54,22 +56,22 @@ use crate::owner::Holder;
 #[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock {
-    engine: Arc<Engine>,
+    handle: Arc<Handle>,
     key: Arc<Key>,
     options: Options,
 }
 
 impl Lock {
-    pub(crate) fn new(engine: &Arc<Engine>, key: String) -> Self {
+    pub(crate) fn new(handle: &Arc<Handle>, key: String) -> Self {
         Self {
-            engine: Arc::clone(engine),
-            key: Arc::new(Key::new(&engine.settings.prefix, key)),
+            key: Arc::new(Key::new(&handle.engine.settings.prefix, key)),
+            handle: Arc::clone(handle),
             options: Options::default(),
         }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+        &self.handle.engine
     }
 
     /// Sets the time to live of the key in Redis: how long the lock stays taken after its holder
@@ -166,9 +168,9 @@ impl Lock {
     /// ```
     pub async fn lock(&self) -> Result<LockGuard, Error> {
         let terms = self.terms()?;
-        let hold = acquire(&self.engine, &self.key, &terms, Patience::Unbounded).await?;
+        let hold = acquire(&self.handle, &self.key, &terms, Patience::Unbounded).await?;
         match hold {
-            Some(hold) => Ok(LockGuard::new(hold)),
+            Some(hold) => Ok(self.guard(hold)),
             None => unreachable!("unbounded patience does not end"),
         }
     }
@@ -191,8 +193,8 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn try_lock(&self) -> Result<Option<LockGuard>, Error> {
         let terms = self.terms()?;
-        let hold = acquire(&self.engine, &self.key, &terms, Patience::None).await?;
-        Ok(hold.map(LockGuard::new))
+        let hold = acquire(&self.handle, &self.key, &terms, Patience::None).await?;
+        Ok(hold.map(|hold| self.guard(hold)))
     }
 
     /// Acquires the lock if it becomes free within `limit`; `None` otherwise.
@@ -215,8 +217,8 @@ impl Lock {
         let terms = self.terms()?;
         check_wait(self.key.name(), "the limit of the wait", limit)?;
         let patience = Patience::Until(Instant::now() + limit);
-        let hold = acquire(&self.engine, &self.key, &terms, patience).await?;
-        Ok(hold.map(LockGuard::new))
+        let hold = acquire(&self.handle, &self.key, &terms, patience).await?;
+        Ok(hold.map(|hold| self.guard(hold)))
     }
 
     /// Acquires the lock, runs a routine with it until that ends or the lease is lost, and
@@ -268,8 +270,8 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn holder(&self) -> Result<Option<Holder>, Error> {
         self.terms()?;
-        let within = self.engine.settings.command_timeout;
-        let holder = self.engine.backend.holder(&self.key, within).await;
+        let within = self.handle.engine.settings.command_timeout;
+        let holder = self.handle.engine.backend.holder(&self.key, within).await;
         holder.map_err(|fault| self.about(fault))
     }
 
@@ -287,8 +289,13 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn force_release(&self) -> Result<bool, Error> {
         self.terms()?;
-        let within = self.engine.settings.command_timeout;
-        let freed = self.engine.backend.force_release(&self.key, within).await;
+        let within = self.handle.engine.settings.command_timeout;
+        let freed = self
+            .handle
+            .engine
+            .backend
+            .force_release(&self.key, within)
+            .await;
         freed.map_err(|fault| self.about(fault))
     }
 
@@ -302,9 +309,13 @@ impl Lock {
         }
     }
 
+    fn guard(&self, hold: Hold) -> LockGuard {
+        LockGuard::new(hold, &self.handle)
+    }
+
     fn terms(&self) -> Result<Terms, Error> {
         let terms = self.options.check(self.key.name())?;
-        if self.engine.closing.is_cancelled() {
+        if self.handle.engine.closing.is_cancelled() {
             return Err(Error::closed(self.key.name()));
         }
         Ok(terms)

@@ -5,12 +5,16 @@ use std::time::Duration;
 
 use redis::{Client, ConnectionAddr, IntoConnectionInfo};
 
+use crate::acquire::queue::Queues;
+use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
 use crate::backend::memory::Memory;
 use crate::backend::node::Node;
 use crate::engine::{Engine, Settings};
 use crate::error::Error;
 use crate::fault::Cause;
+use crate::handle::Handle;
+use crate::hold::Context;
 use crate::lease::clock::Clock;
 use crate::lock::Lock;
 use crate::owner::Owner;
@@ -43,7 +47,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Locker {
-    engine: Arc<Engine>,
+    handle: Arc<Handle>,
 }
 
 impl Locker {
@@ -102,7 +106,7 @@ impl Locker {
     ///
     /// The key is used in Redis verbatim, behind the builder's prefix. It must not be empty.
     pub fn lock(&self, key: impl Into<String>) -> Lock {
-        Lock::new(&self.engine, key.into())
+        Lock::new(&self.handle, key.into())
     }
 
     /// Fails all waiters, releases every guard, and waits for the releases, at most `timeout`.
@@ -123,20 +127,20 @@ impl Locker {
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn close(&self, timeout: Duration) -> Result<(), Error> {
-        self.engine.begin_close();
-        let pending = &self.engine.driver.shared().pending;
+        self.handle.begin_close();
+        let pending = &self.handle.engine.driver.pending;
         let timeout = timeout.min(LONGEST_TIMEOUT);
         let done = tokio::time::timeout(timeout, pending.wait_async()).await;
         done.map_err(|_| self.not_flushed())
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.engine
+        &self.handle.engine
     }
 
     pub(crate) fn close_blocking(&self, timeout: Duration) -> Result<(), Error> {
-        self.engine.begin_close();
-        let pending = &self.engine.driver.shared().pending;
+        self.handle.begin_close();
+        let pending = &self.handle.engine.driver.pending;
         if pending.wait(timeout.min(LONGEST_TIMEOUT)) {
             Ok(())
         } else {
@@ -147,7 +151,7 @@ impl Locker {
     fn not_flushed(&self) -> Error {
         Error::Unavailable {
             key: None,
-            server: self.engine.backend.server(),
+            server: self.handle.engine.backend.server(),
             source: Cause::new(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
                 "releases were not confirmed in time",
@@ -280,8 +284,9 @@ impl Builder {
     /// [`Error::Invalid`] for a setting that is not usable, or if the system refuses a thread.
     pub fn in_memory(self) -> Result<Locker, Error> {
         let clock = Clock::system();
-        let backend = Arc::new(Memory::new(clock.clone()));
-        self.start(backend, clock)
+        let wakeups = Arc::new(Wakeups::default());
+        let backend = Memory::new(clock.clone(), Arc::clone(&wakeups) as _);
+        self.start(Arc::new(backend), wakeups, clock)
     }
 
     pub(crate) fn connect_blocking(self, url: &str) -> Result<Locker, Error> {
@@ -291,10 +296,10 @@ impl Builder {
 
     pub(crate) fn connect_client_blocking(self, client: &Client) -> Result<Locker, Error> {
         let locker = self.on_one_server(client)?;
-        let backend = Arc::clone(&locker.engine.backend);
-        let within = locker.engine.settings.command_timeout;
+        let backend = Arc::clone(&locker.engine().backend);
+        let within = locker.engine().settings.command_timeout;
         let connected = locker
-            .engine
+            .engine()
             .block_on(async move { backend.connect(within).await });
         match connected {
             Some(Ok(())) => Ok(locker),
@@ -305,18 +310,30 @@ impl Builder {
 
     fn on_one_server(self, client: &Client) -> Result<Locker, Error> {
         let clock = Clock::system();
-        let node = Node::new(client, clock.clone()).map_err(bad_url)?;
-        self.start(Arc::new(node), clock)
+        let wakeups = Arc::new(Wakeups::default());
+        let node = Node::new(client, clock.clone(), Arc::clone(&wakeups) as _);
+        self.start(Arc::new(node.map_err(bad_url)?), wakeups, clock)
     }
 
-    fn start(self, backend: Arc<dyn Backend>, clock: Clock) -> Result<Locker, Error> {
+    fn start(
+        self,
+        backend: Arc<dyn Backend>,
+        wakeups: Arc<Wakeups>,
+        clock: Clock,
+    ) -> Result<Locker, Error> {
         let settings = self.check()?;
-        let engine = Engine::start(backend, clock, settings).map_err(|error| Error::Invalid {
+        let queues = Arc::new(Queues::default());
+        let turns = Arc::clone(&queues) as _;
+        let engine = Engine::start(backend, wakeups, clock, settings, turns);
+        let engine = engine.map_err(|error| Error::Invalid {
             key: None,
             problem: "the system refuses a thread".to_owned(),
             source: Some(Cause::new(error)),
         })?;
-        Ok(Locker { engine })
+        let handle = Handle::new(Context { engine, queues });
+        Ok(Locker {
+            handle: Arc::new(handle),
+        })
     }
 
     fn check(self) -> Result<Settings, Error> {

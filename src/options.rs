@@ -11,6 +11,9 @@ const SHORTEST_RENEWAL: Duration = Duration::from_millis(1);
 /// clock arithmetic could overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
+/// No stretch reserves more fencing numbers than a second has microseconds.
+const LARGEST_BLOCK: u64 = 1_000_000;
+
 /// What is taken off a lease at this end (P3): clock rates may differ by 1 %, and the server's
 /// clock has a resolution of a millisecond.
 pub(crate) fn margin(ttl: Duration) -> Duration {
@@ -95,6 +98,29 @@ impl Options {
             handover_for: self.handover_for,
             give_up_after: self.give_up_after,
         })
+    }
+}
+
+impl Terms {
+    /// Whether a lease on these terms can go over to a holder on `other` terms as it is.
+    pub(crate) fn shares_lease_with(&self, other: &Self) -> bool {
+        self.ttl == other.ttl
+            && self.renew_every == other.renew_every
+            && self.hands_over()
+            && other.hands_over()
+    }
+
+    /// Whether a lease on these terms is ever handed over. One that nobody renews is not: its
+    /// taker would have less than the TTL that he asked for.
+    pub(crate) fn hands_over(&self) -> bool {
+        self.renew_every.is_some() && !self.handover_for.is_zero()
+    }
+
+    /// How many fencing numbers a stretch of hand-overs takes: one a microsecond, so that the
+    /// counter does not run ahead of the clock (P8).
+    pub(crate) fn fences_of_a_stretch(&self) -> u64 {
+        let micros = u64::try_from(self.handover_for.as_micros()).unwrap_or(u64::MAX);
+        micros.clamp(1, LARGEST_BLOCK)
     }
 }
 

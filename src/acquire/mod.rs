@@ -1,10 +1,14 @@
 //! One acquisition, from the first try to the hold.
 //!
 //! First the process' own queue: one contender for a key talks to Redis, in the order of arrival.
-//! Then Redis. Whatever cuts this short, the turn goes on to the next waiter, and a request whose
-//! outcome is unknown is followed by a clean-up (P10).
+//! Then Redis: one attempt; where that is refused, its queue, or else attempts with back-off.
+//! Whatever cuts this short, the turn goes on to the next waiter, and a request whose outcome is
+//! unknown is followed by a clean-up (P10).
 
+pub(crate) mod outage;
 pub(crate) mod queue;
+pub(crate) mod waiting;
+pub(crate) mod wakeup;
 
 use std::future::Future;
 use std::io;
@@ -13,22 +17,19 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::acquire::queue::{Arrival, Place, Turn};
-use crate::backend::{Attempt, Claim};
+use crate::acquire::outage::Outage;
+use crate::acquire::queue::{Arrival, Called, Turn};
+use crate::backend::{Attempt, Claim, Fences};
 use crate::backoff::Backoff;
-use crate::engine::{Engine, Hold};
 use crate::error::Error;
 use crate::fault::{Cause, Fault};
+use crate::hold::{Context, Hold, Won};
 use crate::key::Key;
 use crate::lease::clock::Moment;
 use crate::options::Terms;
 
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 const LONGEST_POLL: Duration = Duration::from_millis(50);
-const FIRST_RETRY: Duration = Duration::from_millis(10);
-const LONGEST_RETRY: Duration = Duration::from_millis(500);
-/// An attempt gets this long even when the wait is all but over.
-const LAST_ATTEMPT: Duration = Duration::from_millis(100);
 
 /// How long to wait for somebody else's release.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,7 @@ pub(crate) enum Patience {
 }
 
 impl Patience {
+    /// When the wait for a holder ends.
     fn end(self) -> Option<Instant> {
         match self {
             Self::None => Some(Instant::now()),
@@ -47,51 +49,55 @@ impl Patience {
         }
     }
 
-    /// Until when an unreachable server is put up with. A try that does not wait for a holder
-    /// still waits for the server.
-    fn limit_of(self, give_up: Instant) -> Instant {
+    /// When the wait for a server ends, if not for another reason before. A try that does not wait
+    /// for a holder still waits for the server.
+    fn limit(self) -> Option<Instant> {
         match self {
-            Self::Until(end) => end.min(give_up),
-            Self::None | Self::Unbounded => give_up,
+            Self::Until(end) => Some(end),
+            Self::None | Self::Unbounded => None,
         }
     }
 }
 
 /// Acquires a lock; `None` if somebody else had it for as long as the patience lasted.
 pub(crate) async fn acquire(
-    engine: &Arc<Engine>,
+    context: &Context,
     key: &Arc<Key>,
     terms: &Terms,
     patience: Patience,
 ) -> Result<Option<Hold>, Error> {
-    let Some(turn) = turn(engine, key, patience).await? else {
-        return Ok(None);
-    };
-    let contender = Contender::new(engine, key, terms);
-    contender.contend(turn, patience).await
+    match called(context, key, terms, patience).await? {
+        None => Ok(None),
+        Some(Called::Lease(hold)) => Ok(Some(hold)),
+        Some(Called::Turn(turn)) => {
+            let contender = Contender::new(context, key, terms);
+            contender.contend(turn, patience).await
+        }
+    }
 }
 
-/// Waits for the turn in the process' own queue, without I/O.
-async fn turn(
-    engine: &Arc<Engine>,
+/// Waits in the process' own queue, without I/O.
+async fn called(
+    context: &Context,
     key: &Arc<Key>,
+    terms: &Terms,
     patience: Patience,
-) -> Result<Option<Turn>, Error> {
+) -> Result<Option<Called<Hold>>, Error> {
     let name = key.name();
     let arrival = match patience {
-        Patience::None => engine.queues.try_enter(name),
-        _ => Some(engine.queues.enter(name)),
+        Patience::None => context.queues.try_enter(name, terms),
+        _ => Some(context.queues.enter(name, terms)),
     };
-    let mut place: Place = match arrival {
+    let mut place = match arrival {
         None => return Ok(None),
-        Some(Arrival::First(turn)) => return Ok(Some(turn)),
+        Some(Arrival::First(turn)) => return Ok(Some(Called::Turn(turn))),
         Some(Arrival::Closed) => return Err(Error::closed(name)),
         Some(Arrival::Behind(place)) => place,
     };
     tokio::select! {
         biased;
-        turn = place.called() => match turn {
-            Some(turn) => Ok(Some(turn)),
+        called = place.called() => match called {
+            Some(called) => Ok(Some(called)),
             None => Err(Error::closed(name)),
         },
         () = pass(patience.end()) => Ok(None),
@@ -100,139 +106,135 @@ async fn turn(
 
 /// The one of this process that talks to Redis about a key.
 struct Contender<'a> {
-    engine: &'a Arc<Engine>,
+    context: &'a Context,
     terms: &'a Terms,
     claim: Arc<Claim>,
     /// A request was sent that may have been, or may yet be, granted.
     in_doubt: bool,
+    /// The claim has, or may have, a place in the queue of Redis.
+    is_queued: bool,
 }
 
 impl<'a> Contender<'a> {
-    fn new(engine: &'a Arc<Engine>, key: &Arc<Key>, terms: &'a Terms) -> Self {
+    fn new(context: &'a Context, key: &Arc<Key>, terms: &'a Terms) -> Self {
         Self {
-            engine,
+            context,
             terms,
-            claim: Arc::new(Claim {
-                key: Arc::clone(key),
-                value: engine.settings.owner.fresh_value(),
-                ttl: terms.ttl,
-            }),
+            claim: fresh_claim(context, key, terms),
             in_doubt: false,
+            is_queued: false,
         }
     }
 
-    async fn contend(mut self, turn: Turn, patience: Patience) -> Result<Option<Hold>, Error> {
+    async fn contend(
+        mut self,
+        turn: Turn<Hold>,
+        patience: Patience,
+    ) -> Result<Option<Hold>, Error> {
         let end = patience.end();
         let mut poll = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
-        let mut retry = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        let mut unreachable_until = None;
+        let mut outage = Outage::new(self.terms.give_up_after, patience.limit());
         loop {
-            let give_up =
-                *unreachable_until.get_or_insert_with(|| Instant::now() + self.terms.give_up_after);
-            let fault = match self.attempt(patience, give_up).await? {
-                Ok(Attempt::Granted { fence, deadline }) => {
-                    if self.engine.clock.now() < deadline {
-                        return Ok(Some(self.hold(turn, fence, deadline)));
+            match self.attempt(&outage).await? {
+                Ok(Attempt::Granted { fences, deadline }) => {
+                    match self.won(fences, deadline, false) {
+                        Ok(won) => return Ok(Some(self.hold(turn, won))),
+                        Err(fault) => self.put_up_with(&mut outage, fault).await?,
                     }
-                    self.start_anew();
-                    too_late(self.engine)
                 }
                 Ok(Attempt::Held { ttl }) => {
                     self.in_doubt = false;
-                    unreachable_until = None;
+                    outage.is_over();
                     let now = Instant::now();
                     if end.is_some_and(|end| end <= now) {
                         return Ok(None);
                     }
+                    if self.context.engine.backend.queue().is_some() {
+                        let won = self.wait_in_queue(end, &mut outage).await?;
+                        return Ok(won.map(|won| self.hold(turn, won)));
+                    }
                     // The key is free a moment after its TTL, at the latest.
                     let wait = ttl.map_or(LONGEST_POLL, |ttl| ttl + SHORTEST_POLL);
                     let next = now + poll.next().min(wait);
-                    self.sleep(end.map_or(next, |end| end.min(next))).await?;
-                    continue;
+                    let next = end.map_or(next, |end| end.min(next));
+                    self.unless_closed(sleep_until(next)).await?;
                 }
-                Err(fault) => fault,
-            };
-            let limit = patience.limit_of(give_up);
-            if Instant::now() >= limit {
-                return Err(fault.about(Some(self.claim.key.name())));
+                Err(fault) => self.put_up_with(&mut outage, fault).await?,
             }
-            self.sleep(limit.min(Instant::now() + retry.next())).await?;
         }
     }
 
     /// Asks once. The outer error ends the acquisition; the inner one leaves the outcome open.
-    async fn attempt(
-        &mut self,
-        patience: Patience,
-        give_up: Instant,
-    ) -> Result<Result<Attempt, Fault>, Error> {
-        let left = patience.limit_of(give_up) - Instant::now();
-        let within = self
-            .engine
-            .settings
-            .command_timeout
-            .min(left.max(LAST_ATTEMPT));
+    async fn attempt(&mut self, outage: &Outage) -> Result<Result<Attempt, Fault>, Error> {
+        let engine = &self.context.engine;
+        let within = outage.bound(engine.settings.command_timeout);
+        let fences = self.context.fences_wanted(&self.claim.key, self.terms);
         self.in_doubt = true;
-        let attempt = self.engine.backend.acquire(&self.claim, 1, within);
-        let answer = unless_closed(self.engine, self.claim.key.name(), attempt).await?;
-        match answer {
-            Err(fault) if fault.permanent => Err(fault.about(Some(self.claim.key.name()))),
-            other => Ok(other),
+        let attempt = engine.backend.acquire(&self.claim, fences, within);
+        self.unless_closed(attempt).await
+    }
+
+    /// Waits before the next try at a server that did not answer, or gives up.
+    async fn put_up_with(&self, outage: &mut Outage, fault: Fault) -> Result<(), Error> {
+        let next = outage.next_try(fault);
+        let next = next.map_err(|fault| fault.about(Some(self.claim.key.name())))?;
+        self.unless_closed(sleep_until(next)).await
+    }
+
+    /// Takes a grant, unless its lease is over already: then it is undone, and the next try goes
+    /// under a new value.
+    fn won(&mut self, fences: Fences, deadline: Moment, is_short: bool) -> Result<Won, Fault> {
+        let engine = &self.context.engine;
+        if engine.clock.now() < deadline {
+            return Ok(Won {
+                fences,
+                deadline,
+                is_short,
+            });
         }
-    }
-
-    async fn sleep(&self, until: Instant) -> Result<(), Error> {
-        unless_closed(self.engine, self.claim.key.name(), sleep_until(until)).await
-    }
-
-    /// The grant came when its lease was over: undo it, and go on under a new value.
-    fn start_anew(&mut self) {
-        self.engine.driver.release(Arc::clone(&self.claim), None);
-        self.claim = Arc::new(Claim {
-            key: Arc::clone(&self.claim.key),
-            value: self.engine.settings.owner.fresh_value(),
-            ttl: self.claim.ttl,
-        });
+        engine.driver.clean_up(&self.claim, true);
+        self.claim = fresh_claim(self.context, &self.claim.key, self.terms);
         self.in_doubt = false;
+        Err(Fault {
+            permanent: false,
+            server: engine.backend.server(),
+            cause: Cause::new(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the answer took longer than the lease lasts",
+            )),
+        })
     }
 
-    fn hold(mut self, turn: Turn, fence: u64, deadline: Moment) -> Hold {
+    fn hold(mut self, turn: Turn<Hold>, won: Won) -> Hold {
         self.in_doubt = false;
+        self.is_queued = false;
         let claim = Arc::clone(&self.claim);
-        Hold::new(self.engine, claim, self.terms, turn.keep(), fence, deadline)
+        Hold::new(self.context, claim, self.terms, turn.keep(), won)
+    }
+
+    async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            output = future => Ok(output),
+            () = self.context.engine.closing.cancelled() => {
+                Err(Error::closed(self.claim.key.name()))
+            }
+        }
     }
 }
 
 impl Drop for Contender<'_> {
     fn drop(&mut self) {
-        if self.in_doubt {
-            self.engine.driver.clean_up(&self.claim);
+        if self.in_doubt || self.is_queued {
+            let driver = &self.context.engine.driver;
+            driver.clean_up(&self.claim, self.is_queued);
         }
     }
 }
 
-/// The fault of a server that grants a lock when its lease is over already.
-fn too_late(engine: &Engine) -> Fault {
-    Fault {
-        permanent: false,
-        server: engine.backend.server(),
-        cause: Cause::new(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the answer took longer than the lease lasts",
-        )),
-    }
-}
-
-async fn unless_closed<T>(
-    engine: &Engine,
-    key: &Arc<str>,
-    future: impl Future<Output = T>,
-) -> Result<T, Error> {
-    tokio::select! {
-        biased;
-        output = future => Ok(output),
-        () = engine.closing.cancelled() => Err(Error::closed(key)),
-    }
+fn fresh_claim(context: &Context, key: &Arc<Key>, terms: &Terms) -> Arc<Claim> {
+    let value = context.engine.settings.owner.fresh_value();
+    Arc::new(Claim::new(Arc::clone(key), value, terms.ttl))
 }
 
 /// Ends at `end`, or never.

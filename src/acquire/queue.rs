@@ -1,5 +1,7 @@
 //! The process' own queue: for each key one contender that talks to Redis, and those behind him.
 //!
+//! Who leaves either ends his turn, so that the next contends, or hands his lease to the next.
+//!
 //! # Invariants
 //!
 //! * **Q1** A key is in the map exactly while somebody has its turn. So a million keys locked once
@@ -8,6 +10,7 @@
 //!   ending it twice (by the watchdog at a loss, and by the guard's drop) is harmless.
 //! * **Q3** A turn that ends goes to the first waiter that still waits, in the order of arrival.
 //!   One that was sent to a waiter who leaves at that moment goes on to the next (P11).
+//! * **Q4** A lease is handed to the first waiter or to nobody: never past one whose options differ.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -17,40 +20,81 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-#[derive(Default)]
-pub(crate) struct Queues {
-    state: Mutex<State>,
+use crate::options::Terms;
+
+/// The queues of all keys. `L` is a lease that can be handed over.
+pub(crate) struct Queues<L> {
+    state: Mutex<State<L>>,
 }
 
-#[derive(Default)]
-struct State {
-    keys: HashMap<Arc<str>, Occupied>,
+struct State<L> {
+    keys: HashMap<Arc<str>, Occupied<L>>,
     last_number: u64,
     closed: bool,
 }
 
-struct Occupied {
+struct Occupied<L> {
     turn: u64,
-    waiters: VecDeque<Waiter>,
+    waiters: VecDeque<Waiter<L>>,
 }
 
-struct Waiter {
-    number: u64,
-    call: oneshot::Sender<Turn>,
+/// One who waits, as the one before him sees him.
+pub(crate) struct Waiter<L> {
+    /// The number of his turn, when it comes.
+    pub(crate) number: u64,
+    pub(crate) terms: Terms,
+    call: oneshot::Sender<Called<L>>,
+}
+
+impl<L> Waiter<L> {
+    /// Leaves him to contend: the turn is his already.
+    pub(crate) fn call_to_contend(self, queues: &Arc<Queues<L>>, key: &Arc<str>) {
+        let turn = Turn::new(queues, key, self.number);
+        // A turn that comes back is dropped, and so goes on to the next (Q3).
+        drop(self.call.send(Called::Turn(turn)));
+    }
+
+    /// Hands him a lease, with the turn; gives it back if he has left.
+    pub(crate) fn hand(self, lease: L) -> Result<(), L> {
+        match self.call.send(Called::Lease(lease)) {
+            Err(Called::Lease(lease)) => Err(lease),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a waiter is called with.
+pub(crate) enum Called<L> {
+    /// It is his turn to contend.
+    Turn(Turn<L>),
+    /// He has the lock.
+    Lease(L),
 }
 
 /// What an arrival meets.
-pub(crate) enum Arrival {
+pub(crate) enum Arrival<L> {
     /// Nobody is there: contend.
-    First(Turn),
+    First(Turn<L>),
     /// Others are there: wait to be called.
-    Behind(Place),
+    Behind(Place<L>),
     /// The locker is closed.
     Closed,
 }
 
-impl Queues {
-    pub(crate) fn enter(self: &Arc<Self>, key: &Arc<str>) -> Arrival {
+impl<L> Default for Queues<L> {
+    fn default() -> Self {
+        Self {
+            state: Mutex::new(State {
+                keys: HashMap::new(),
+                last_number: 0,
+                closed: false,
+            }),
+        }
+    }
+}
+
+impl<L> Queues<L> {
+    pub(crate) fn enter(self: &Arc<Self>, key: &Arc<str>, terms: &Terms) -> Arrival<L> {
         let mut state = self.state.lock();
         if state.closed {
             return Arrival::Closed;
@@ -67,10 +111,11 @@ impl Queues {
             }
             Entry::Occupied(mut occupied) => {
                 let (call, called) = oneshot::channel();
-                occupied
-                    .get_mut()
-                    .waiters
-                    .push_back(Waiter { number, call });
+                occupied.get_mut().waiters.push_back(Waiter {
+                    number,
+                    terms: *terms,
+                    call,
+                });
                 Arrival::Behind(Place {
                     queues: Arc::clone(self),
                     key: Arc::clone(key),
@@ -83,15 +128,37 @@ impl Queues {
     }
 
     /// Takes the turn if nobody has it or waits for it.
-    pub(crate) fn try_enter(self: &Arc<Self>, key: &Arc<str>) -> Option<Arrival> {
+    pub(crate) fn try_enter(self: &Arc<Self>, key: &Arc<str>, terms: &Terms) -> Option<Arrival<L>> {
         if self.state.lock().keys.contains_key(key) {
             return None;
         }
-        match self.enter(key) {
+        match self.enter(key, terms) {
             // Somebody came in between.
             Arrival::Behind(_) => None,
             arrival => Some(arrival),
         }
+    }
+
+    /// Whether anybody waits for the turn.
+    pub(crate) fn has_waiters(&self, key: &Arc<str>) -> bool {
+        let state = self.state.lock();
+        let occupied = state.keys.get(key);
+        occupied.is_some_and(|occupied| !occupied.waiters.is_empty())
+    }
+
+    /// Whether a lease could be handed to the first waiter (Q4).
+    pub(crate) fn next_fits(&self, key: &Arc<str>, turn: u64, terms: &Terms) -> bool {
+        let mut state = self.state.lock();
+        state.next(key, turn, terms).is_some()
+    }
+
+    /// Calls the first waiter, to hand him a lease; the turn is his from now on.
+    pub(crate) fn call_next(&self, key: &Arc<str>, turn: u64, terms: &Terms) -> Option<Waiter<L>> {
+        let mut state = self.state.lock();
+        let occupied = state.next(key, turn, terms)?;
+        let waiter = occupied.waiters.pop_front()?;
+        occupied.turn = waiter.number;
+        Some(waiter)
     }
 
     /// Ends a turn, if it is the present one (Q2).
@@ -111,10 +178,11 @@ impl Queues {
             };
             occupied.turn = waiter.number;
             drop(state);
-            match waiter.call.send(Turn::new(self, key, waiter.number)) {
-                Ok(()) => return,
+            let turn = Turn::new(self, key, waiter.number);
+            match waiter.call.send(Called::Turn(turn)) {
                 // Q3: he has left; it is as if he had ended his turn at once.
-                Err(turn) => present = turn.keep(),
+                Err(Called::Turn(turn)) => present = turn.keep(),
+                _ => return,
             }
         }
     }
@@ -133,13 +201,30 @@ impl Queues {
         drop(waiters);
     }
 
+    /// How many keys somebody of this process holds or contends for.
     #[cfg(test)]
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.state.lock().keys.len()
     }
 }
 
-impl fmt::Debug for Queues {
+impl<L> State<L> {
+    /// The queue of a key, if `turn` is the present one and the first who still waits would take a
+    /// lease on these terms.
+    fn next(&mut self, key: &Arc<str>, turn: u64, terms: &Terms) -> Option<&mut Occupied<L>> {
+        let occupied = self.keys.get_mut(key)?;
+        if occupied.turn != turn {
+            return None;
+        }
+        while occupied.waiters.front()?.call.is_closed() {
+            occupied.waiters.pop_front();
+        }
+        let fits = occupied.waiters.front()?.terms.shares_lease_with(terms);
+        fits.then_some(occupied)
+    }
+}
+
+impl<L> fmt::Debug for Queues<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queues").finish_non_exhaustive()
     }
@@ -147,14 +232,14 @@ impl fmt::Debug for Queues {
 
 /// The right to contend for a key in this process. Ends when it is dropped, unless it is kept.
 #[must_use]
-pub(crate) struct Turn {
-    queues: Arc<Queues>,
+pub(crate) struct Turn<L> {
+    queues: Arc<Queues<L>>,
     key: Arc<str>,
     number: Option<u64>,
 }
 
-impl Turn {
-    fn new(queues: &Arc<Queues>, key: &Arc<str>, number: u64) -> Self {
+impl<L> Turn<L> {
+    fn new(queues: &Arc<Queues<L>>, key: &Arc<str>, number: u64) -> Self {
         Self {
             queues: Arc::clone(queues),
             key: Arc::clone(key),
@@ -168,7 +253,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl<L> Drop for Turn<L> {
     fn drop(&mut self) {
         if let Some(number) = self.number.take() {
             self.queues.vacate(&self.key, number);
@@ -177,29 +262,29 @@ impl Drop for Turn {
 }
 
 /// A place behind others. Dropping it leaves the queue at once.
-pub(crate) struct Place {
-    queues: Arc<Queues>,
+pub(crate) struct Place<L> {
+    queues: Arc<Queues<L>>,
     key: Arc<str>,
     number: u64,
-    called: oneshot::Receiver<Turn>,
+    called: oneshot::Receiver<Called<L>>,
     was_called: bool,
 }
 
-impl Place {
-    /// Waits for the turn; `None` if the locker was closed.
+impl<L> Place<L> {
+    /// Waits for the call; `None` if the locker was closed.
     ///
     /// # Cancel safety
     ///
-    /// A turn that is on its way when this is dropped stays in the channel, and goes on to the
-    /// next when the channel is dropped (Q3).
-    pub(crate) async fn called(&mut self) -> Option<Turn> {
-        let turn = (&mut self.called).await.ok();
+    /// A call that is on its way when this is dropped stays in the channel, and what it carries
+    /// goes on to the next when the channel is dropped (Q3).
+    pub(crate) async fn called(&mut self) -> Option<Called<L>> {
+        let called = (&mut self.called).await.ok();
         self.was_called = true;
-        turn
+        called
     }
 }
 
-impl Drop for Place {
+impl<L> Drop for Place<L> {
     fn drop(&mut self) {
         if self.was_called {
             return;
@@ -221,15 +306,24 @@ mod tests {
         "k".into()
     }
 
+    type Queues = super::Queues<&'static str>;
+    type Place = super::Place<&'static str>;
+    type Turn = super::Turn<&'static str>;
+
+    fn terms() -> Terms {
+        let options = crate::options::Options::default();
+        options.check(&key()).unwrap()
+    }
+
     fn first(queues: &Arc<Queues>) -> Turn {
-        match queues.enter(&key()) {
+        match queues.enter(&key(), &terms()) {
             Arrival::First(turn) => turn,
             _ => panic!("somebody is there"),
         }
     }
 
     fn behind(queues: &Arc<Queues>) -> Place {
-        match queues.enter(&key()) {
+        match queues.enter(&key(), &terms()) {
             Arrival::Behind(place) => place,
             _ => panic!("nobody is there"),
         }
@@ -277,9 +371,12 @@ mod tests {
         queues.vacate(&key(), number);
         let second = first(&queues);
         queues.vacate(&key(), number);
-        assert!(queues.try_enter(&key()).is_none(), "Q2: the second has it");
+        assert!(
+            queues.try_enter(&key(), &terms()).is_none(),
+            "Q2: the second has it"
+        );
         drop(second);
-        assert!(queues.try_enter(&key()).is_some());
+        assert!(queues.try_enter(&key(), &terms()).is_some());
     }
 
     #[tokio::test]
@@ -290,6 +387,33 @@ mod tests {
         queues.close();
         assert!(place.called().await.is_none());
         drop(turn);
-        assert!(matches!(queues.enter(&key()), Arrival::Closed));
+        assert!(matches!(queues.enter(&key(), &terms()), Arrival::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_lease_goes_to_the_first_who_still_waits() {
+        let queues = Arc::new(Queues::default());
+        let number = first(&queues).keep();
+        let leaver = behind(&queues);
+        let mut heir = behind(&queues);
+        drop(leaver);
+        let waiter = queues.call_next(&key(), number, &terms()).unwrap();
+        waiter.hand("lease").unwrap();
+        assert!(matches!(heir.called().await, Some(Called::Lease("lease"))));
+        queues.vacate(&key(), number);
+        assert_eq!(queues.len(), 1, "Q2: the turn is the heir's");
+    }
+
+    #[test]
+    fn a_lease_is_not_handed_past_a_waiter_with_other_options() {
+        let queues = Arc::new(Queues::default());
+        let number = first(&queues).keep();
+        let other = Terms {
+            ttl: std::time::Duration::from_secs(1),
+            ..terms()
+        };
+        let _first = queues.enter(&key(), &other);
+        let _second = behind(&queues);
+        assert!(queues.call_next(&key(), number, &terms()).is_none(), "Q4");
     }
 }

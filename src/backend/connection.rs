@@ -6,7 +6,6 @@
 //! when its runtime is gone. Requests that are under way on the old one may still be answered.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -16,12 +15,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, ProtocolVersion, RedisError,
+    ServerErrorKind, Value,
 };
 use tokio::runtime::{self, Handle};
+use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
 
+use crate::backend::Signals;
+use crate::backend::push::Watcher;
+use crate::backend::verdict::{Verdict, mentions};
 use crate::fault::{Cause, Fault};
 
 /// How many requests may time out in a row before the connection is taken for dead.
@@ -34,8 +38,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 pub(crate) struct Connections {
     client: Client,
     server: Arc<str>,
+    signals: Arc<dyn Signals>,
     /// The server does not speak RESP3, so there will be no pushes.
     plain: AtomicBool,
+    /// Pushes do not come, or not all of them; said once.
+    deaf: AtomicBool,
     slots: Mutex<HashMap<runtime::Id, Arc<Slot>>>,
 }
 
@@ -48,7 +55,7 @@ struct Slot {
 }
 
 impl Connections {
-    pub(crate) fn new(client: &Client) -> Result<Self, RedisError> {
+    pub(crate) fn new(client: &Client, signals: Arc<dyn Signals>) -> Result<Self, RedisError> {
         let info = client.get_connection_info();
         let settings = info
             .tcp_settings()
@@ -59,7 +66,9 @@ impl Connections {
         Ok(Self {
             server: address(info.addr()).into(),
             client: Client::open(info)?,
+            signals,
             plain: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             slots: Mutex::default(),
         })
     }
@@ -130,7 +139,11 @@ impl Connections {
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUED_REQUESTS);
         if !plain {
-            config = config.set_push_sender(Watcher(Arc::clone(&health)));
+            config = config.set_push_sender(Watcher {
+                health: Arc::clone(&health),
+                signals: Arc::clone(&self.signals),
+                runtime: Handle::current().id(),
+            });
         }
         let opening = async {
             Client::open(info)?
@@ -138,18 +151,21 @@ impl Connections {
                 .await
         };
         match timeout_at(until, opening).await {
-            Ok(Ok(stream)) => Ok(Connection {
-                stream,
-                health,
-                runtime: Handle::current(),
-                server: Arc::clone(&self.server),
-            }),
+            Ok(Ok(stream)) => {
+                let connection = Connection {
+                    stream,
+                    health,
+                    runtime: Handle::current(),
+                    server: Arc::clone(&self.server),
+                    channel: format!("redlease:{}", Uuid::new_v4()),
+                    subscribed: OnceCell::new(),
+                };
+                self.track(&connection, until).await?;
+                Ok(connection)
+            }
             Ok(Err(error)) if error.kind() == ErrorKind::RESP3NotSupported && !plain => {
-                tracing::warn!(
-                    server = %self.server,
-                    "the server does not speak RESP3: no pushes, locks fall back to polling"
-                );
                 self.plain.store(true, Ordering::Relaxed);
+                self.note_deaf("the server does not speak RESP3");
                 Box::pin(self.open(until)).await
             }
             Ok(Err(error)) => Err(Fault {
@@ -158,6 +174,63 @@ impl Connections {
                 cause: Cause::new(error),
             }),
             Err(_) => Err(self.no_answer("no connection in time")),
+        }
+    }
+
+    /// Asks the server to tell when a key changes that was read over the connection.
+    async fn track(&self, connection: &Connection, until: Instant) -> Result<(), Fault> {
+        if self.plain.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let mut command = redis::cmd("CLIENT");
+        command.arg("TRACKING").arg("ON").arg("NOLOOP");
+        match connection.send(&command, until).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Fault(fault)) if !fault.permanent => Err(fault),
+            Err(_) => {
+                self.note_deaf("the server does not track keys for clients");
+                Ok(())
+            }
+        }
+    }
+
+    /// The channel on which grants reach this connection, subscribed to on first use.
+    pub(crate) async fn listen<'a>(
+        &self,
+        connection: &'a Connection,
+        until: Instant,
+    ) -> Result<&'a str, Fault> {
+        if !self.plain.load(Ordering::Relaxed) {
+            let subscribe = || async {
+                let mut stream = connection.stream.clone();
+                let request = async move { stream.subscribe(&connection.channel).await };
+                match connection.watch(request, until).await {
+                    Err(Failure::Fault(fault)) if !fault.permanent => Err(fault),
+                    Err(_) => {
+                        self.note_deaf("the server does not let us subscribe");
+                        Ok(())
+                    }
+                    Ok(()) => Ok(()),
+                }
+            };
+            connection.subscribed.get_or_try_init(subscribe).await?;
+        }
+        Ok(&connection.channel)
+    }
+
+    /// Whether pushes can be counted on for speed. They never are for correctness (P11).
+    pub(crate) fn hears_pushes(&self) -> bool {
+        !self.deaf.load(Ordering::Relaxed)
+    }
+
+    /// Falls back to heartbeats alone, and says so once.
+    pub(crate) fn note_deaf(&self, why: &'static str) {
+        if !self.deaf.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                server = %self.server,
+                why,
+                "no pushes from redis: waiters and holders notice changes by heartbeats alone"
+            );
         }
     }
 
@@ -179,6 +252,9 @@ pub(crate) struct Connection {
     health: Arc<Health>,
     runtime: Handle,
     server: Arc<str>,
+    /// Where this connection hears of grants.
+    channel: String,
+    subscribed: OnceCell<()>,
 }
 
 impl Connection {
@@ -190,16 +266,18 @@ impl Connection {
     /// Sends one command and waits for its reply.
     pub(crate) async fn send(&self, cmd: &Cmd, until: Instant) -> Result<Value, Failure> {
         let mut stream = self.stream.clone();
-        self.watch(stream.req_packed_command(cmd), until).await
+        match self.watch(stream.req_packed_command(cmd), until).await? {
+            Value::ServerError(error) => Err(self.note(error.into())),
+            value => Ok(value),
+        }
     }
 
-    async fn watch(
+    async fn watch<T>(
         &self,
-        request: impl Future<Output = Result<Value, RedisError>>,
+        request: impl Future<Output = Result<T, RedisError>>,
         until: Instant,
-    ) -> Result<Value, Failure> {
+    ) -> Result<T, Failure> {
         match timeout_at(until, request).await {
-            Ok(Ok(Value::ServerError(error))) => Err(self.note(error.into())),
             Ok(Ok(value)) => {
                 self.health.note_answer();
                 Ok(value)
@@ -272,7 +350,7 @@ impl Failure {
 }
 
 #[derive(Default)]
-struct Health {
+pub(crate) struct Health {
     broken: AtomicBool,
     ended: AtomicBool,
     timeouts: AtomicU32,
@@ -283,8 +361,13 @@ impl Health {
         self.broken.load(Ordering::Acquire)
     }
 
-    fn note_broken(&self) {
+    pub(crate) fn note_broken(&self) {
         self.broken.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn note_ended(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.note_broken();
     }
 
     fn note_answer(&self) {
@@ -296,94 +379,6 @@ impl Health {
             self.note_broken();
         }
     }
-}
-
-/// Hears the connection's pushes. redis-rs drops it together with the task that drives the
-/// connection, so its end also tells that the runtime is gone.
-struct Watcher(Arc<Health>);
-
-impl redis::aio::AsyncPushSender for Watcher {
-    fn send(&self, push: PushInfo) -> Result<(), redis::aio::SendError> {
-        if push.kind == PushKind::Disconnection {
-            self.0.note_broken();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.0.ended.store(true, Ordering::Relaxed);
-        self.0.note_broken();
-    }
-}
-
-/// What an error means for the request and for the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    /// No retry can help.
-    Permanent,
-    /// The connection is of no more use; a new one may be.
-    Reopen,
-    /// The same connection may serve later.
-    Retry,
-}
-
-impl Verdict {
-    fn on_opening(error: &RedisError) -> Self {
-        match error.kind() {
-            // Not a Redis server: what it said made no sense.
-            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Permanent,
-            ErrorKind::AuthenticationFailed if mentions(error, "LOADING") => Self::Retry,
-            _ => Self::on_request(error),
-        }
-    }
-
-    fn on_request(error: &RedisError) -> Self {
-        use ServerErrorKind as Kind;
-
-        match error.kind() {
-            ErrorKind::Io => match io_kind(error) {
-                Some(io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
-                    Self::Permanent
-                }
-                _ => Self::Reopen,
-            },
-            ErrorKind::Parse => Self::Reopen,
-            ErrorKind::Server(Kind::ReadOnly | Kind::MasterDown) => Self::Reopen,
-            ErrorKind::Server(
-                Kind::BusyLoading | Kind::ClusterDown | Kind::TryAgain | Kind::Moved | Kind::Ask,
-            ) => Self::Retry,
-            ErrorKind::InvalidClientConfig if mentions(error, "No address found") => Self::Retry,
-            // Servers before version 7 report what a script's command ran into as plain text.
-            _ if mentions(error, "READONLY") || mentions(error, "MASTERDOWN") => Self::Reopen,
-            _ if PASSING.iter().any(|word| mentions(error, word)) => Self::Retry,
-            _ => Self::Permanent,
-        }
-    }
-}
-
-/// States that a server gets out of by itself or by an operator's hand.
-const PASSING: [&str; 8] = [
-    "OOM",
-    "BUSY",
-    "LOADING",
-    "MISCONF",
-    "NOREPLICAS",
-    "CLUSTERDOWN",
-    "max number of clients reached",
-    "UNBLOCKED",
-];
-
-fn mentions(error: &RedisError, word: &str) -> bool {
-    error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(word))
-}
-
-fn io_kind(error: &RedisError) -> Option<io::ErrorKind> {
-    error
-        .source()?
-        .downcast_ref::<io::Error>()
-        .map(io::Error::kind)
 }
 
 pub(crate) fn no_answer(server: &Arc<str>, what: &'static str) -> Fault {

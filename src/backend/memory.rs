@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::backend::{Answer, Attempt, Backend, Claim, Cleanup, Freed, Renewal};
+use crate::backend::{
+    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
+};
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
 use crate::owner::Holder;
@@ -15,6 +17,7 @@ use crate::owner::Holder;
 #[derive(Debug)]
 pub(crate) struct Memory {
     clock: Clock,
+    signals: Arc<dyn Signals>,
     store: Mutex<Store>,
 }
 
@@ -32,9 +35,10 @@ struct Entry {
 }
 
 impl Memory {
-    pub(crate) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock, signals: Arc<dyn Signals>) -> Self {
         Self {
             clock,
+            signals,
             store: Mutex::default(),
         }
     }
@@ -54,10 +58,8 @@ impl Memory {
             expires: now + claim.ttl,
         };
         store.held.insert(Arc::clone(claim.key.name()), entry);
-        let fence = store.fence + 1;
-        store.fence += fences;
         Attempt::Granted {
-            fence,
+            fences: store.reserve(fences),
             deadline: claim.deadline(now),
         }
     }
@@ -77,6 +79,17 @@ impl Memory {
         }
     }
 
+    /// Nobody but this locker knows these locks, so nobody else waits.
+    fn try_keep(&self, claim: &Claim, fences: u64) -> Kept {
+        match self.try_renew(claim) {
+            Renewal::Renewed { deadline } => Kept::Kept {
+                fences: self.store.lock().reserve(fences),
+                deadline,
+            },
+            Renewal::Removed | Renewal::Stolen => Kept::NotOurs,
+        }
+    }
+
     fn try_release(&self, claim: &Claim) -> Freed {
         let mut store = self.store.lock();
         match store.live(&claim.key, self.clock.now()) {
@@ -90,6 +103,12 @@ impl Memory {
 }
 
 impl Store {
+    fn reserve(&mut self, count: u64) -> Fences {
+        let first = self.fence + 1;
+        self.fence += count;
+        Fences { first, count }
+    }
+
     /// The holder of a key, after the expiry that a server would have done.
     fn live(&mut self, key: &Key, now: Moment) -> Option<&mut Entry> {
         if self.held.get(key.name())?.expires <= now {
@@ -129,6 +148,19 @@ impl Backend for Memory {
         Box::pin(ready(Ok(self.try_release(claim))))
     }
 
+    fn keep<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: u64,
+        _within: Duration,
+    ) -> Answer<'a, Kept> {
+        Box::pin(ready(Ok(self.try_keep(claim, fences))))
+    }
+
+    fn queue(&self) -> Option<&dyn Queue> {
+        None
+    }
+
     fn holder<'a>(&'a self, key: &'a Key, _within: Duration) -> Answer<'a, Option<Holder>> {
         let now = self.clock.now();
         let mut store = self.store.lock();
@@ -143,6 +175,8 @@ impl Backend for Memory {
         let mut store = self.store.lock();
         let held = store.live(key, self.clock.now()).is_some();
         store.held.remove(key.name());
+        drop(store);
+        self.signals.changed(Some(key.name()), None);
         Box::pin(ready(Ok(held)))
     }
 }

@@ -11,14 +11,21 @@ use tokio::time::Instant;
 
 use crate::backend::connection::{Connection, Connections, Failure};
 use crate::backend::script::{self, Argument, Script};
-use crate::backend::{Answer, Attempt, Backend, Claim, Cleanup, Freed, Renewal};
+use crate::backend::{
+    Answer, Attempt, Backend, Beat, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
+    Standing,
+};
 use crate::fault::Fault;
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
+use crate::options::whole_millis;
 use crate::owner::Holder;
 
-/// How long a fencing counter outlives its last use.
-const FENCE_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How long a fencing counter outlives its last use: 7 days, in milliseconds.
+const FENCE_TTL: Argument<'static> = Argument::Number(7 * 24 * 60 * 60 * 1000);
+/// How long a queue outlives the last heartbeat of its last waiter, in milliseconds: longer than
+/// any waiter lives.
+const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
 
 pub(crate) struct Node {
     connections: Connections,
@@ -28,9 +35,13 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(client: &Client, clock: Clock) -> Result<Self, RedisError> {
+    pub(crate) fn new(
+        client: &Client,
+        clock: Clock,
+        signals: Arc<dyn Signals>,
+    ) -> Result<Self, RedisError> {
         Ok(Self {
-            connections: Connections::new(client)?,
+            connections: Connections::new(client, signals)?,
             clock,
             doubts: Mutex::default(),
         })
@@ -96,17 +107,20 @@ impl Node {
                 &[
                     Argument::Text(&claim.value),
                     Argument::Number(claim.ttl_millis()),
-                    Argument::Number(wall_clock_micros()),
+                    floor(),
                     Argument::Number(fences),
-                    Argument::Number(FENCE_TTL.as_millis() as u64),
+                    FENCE_TTL,
                 ],
                 until,
             )
             .await
             .map_err(|failure| self.fault(failure))?;
         let attempt = match reply.pair()? {
-            (1, fence) => Attempt::Granted {
-                fence: fence as u64,
+            (1, first) => Attempt::Granted {
+                fences: Fences {
+                    first: first as u64,
+                    count: fences,
+                },
                 deadline: claim.deadline(reply.sent),
             },
             (_, ttl) => Attempt::Held {
@@ -115,6 +129,65 @@ impl Node {
         };
         doubt.settle();
         Ok(attempt)
+    }
+
+    async fn beat(&self, claim: &Arc<Claim>, fences: u64, within: Duration) -> Result<Beat, Fault> {
+        let until = Instant::now() + within;
+        let connection = self.connections.get(until).await?;
+        let channel = self.connections.listen(&connection, until).await?;
+        let doubt = Doubt::raise(self, claim, &connection);
+        let reply = self
+            .call_over(
+                Arc::clone(&connection),
+                &script::ENQUEUE,
+                &claim.key.with_queue(),
+                &[
+                    Argument::Text(&claim.value),
+                    Argument::Number(claim.ttl_millis()),
+                    floor(),
+                    Argument::Number(fences),
+                    FENCE_TTL,
+                    Argument::Number(whole_millis(claim.waiter_ttl())),
+                    // Read before the request is sent, so no later than the server's beat.
+                    Argument::Number(self.clock.now().nanos()),
+                    Argument::Text(channel),
+                    QUEUE_TTL,
+                ],
+                until,
+            )
+            .await
+            .map_err(|failure| self.fault(failure))?;
+        let beat = match reply.numbers()[..] {
+            [granted @ (1 | 2), first] => {
+                if granted == 2 {
+                    // The same connection would have brought the message first.
+                    self.connections.note_deaf("a grant was not told");
+                }
+                Beat::Granted {
+                    fences: Fences {
+                        first: first as u64,
+                        count: fences,
+                    },
+                    deadline: claim.deadline(reply.sent),
+                }
+            }
+            [0, first, ttl] => Beat::Waiting(Standing {
+                first: first == 1,
+                ttl: remaining(ttl),
+                pushes: self.connections.hears_pushes(),
+            }),
+            _ => return Err(reply.unexpected()),
+        };
+        doubt.settle();
+        Ok(beat)
+    }
+
+    fn freed(&self, reply: Result<Reply, Failure>) -> Result<Freed, Fault> {
+        match reply {
+            Ok(reply) => reply.freed(),
+            Err(Failure::WrongType(_)) => Ok(Freed::NotOurs),
+            Err(failure) => Err(self.fault(failure)),
+        }
     }
 }
 
@@ -149,7 +222,7 @@ impl Backend for Node {
         ways.into_iter()
             .map(|connection| Cleanup {
                 runtime: connection.runtime().clone(),
-                run: Box::pin(release_over(connection, Arc::clone(claim))),
+                run: Box::pin(leave_over(connection, Arc::clone(claim))),
             })
             .collect()
     }
@@ -180,21 +253,66 @@ impl Backend for Node {
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
-            let arguments = [Argument::Text(&*claim.value)];
             let reply = self
-                .call(&script::RELEASE, &[claim.key.name()], &arguments, within)
+                .call(
+                    &script::RELEASE,
+                    &claim.key.with_queue(),
+                    &[
+                        Argument::Text(&claim.value),
+                        floor(),
+                        FENCE_TTL,
+                        last_fence(claim),
+                    ],
+                    within,
+                )
                 .await;
-            // A retried acquire was granted, and an earlier try of it may run yet: it must find a
-            // release behind it, too (P10).
+            // A request that was retried was granted, and an earlier try of it may run yet: it
+            // must find a leave behind it, too (P10).
             for cleanup in self.disown(claim) {
                 cleanup.runtime.spawn(cleanup.run);
             }
+            self.freed(reply)
+        })
+    }
+
+    fn keep<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: u64,
+        within: Duration,
+    ) -> Answer<'a, Kept> {
+        Box::pin(async move {
+            let arguments = [
+                Argument::Text(&claim.value),
+                floor(),
+                FENCE_TTL,
+                last_fence(claim),
+                Argument::Number(claim.ttl_millis()),
+                Argument::Number(fences),
+            ];
+            let reply = self
+                .call(&script::KEEP, &claim.key.with_queue(), &arguments, within)
+                .await;
             match reply {
-                Ok(reply) => reply.freed(),
-                Err(Failure::WrongType(_)) => Ok(Freed::NotOurs),
+                Ok(reply) => match reply.pair()? {
+                    (1, first) => Ok(Kept::Kept {
+                        fences: Fences {
+                            first: first as u64,
+                            count: fences,
+                        },
+                        deadline: claim.deadline(reply.sent),
+                    }),
+                    (0, _) => Ok(Kept::PassedOn),
+                    _ => Ok(Kept::NotOurs),
+                },
+                Err(Failure::WrongType(_)) => Ok(Kept::NotOurs),
                 Err(failure) => Err(self.fault(failure)),
             }
         })
+    }
+
+    fn queue(&self) -> Option<&dyn Queue> {
+        Some(self)
     }
 
     fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>> {
@@ -219,10 +337,36 @@ impl Backend for Node {
     fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool> {
         Box::pin(async move {
             let reply = self
-                .call(&script::FORCE_RELEASE, &[key.name()], &[], within)
+                .call(
+                    &script::FORCE_RELEASE,
+                    &key.with_queue(),
+                    &[floor(), FENCE_TTL],
+                    within,
+                )
                 .await
                 .map_err(|failure| self.fault(failure))?;
             Ok(reply.number()? > 0)
+        })
+    }
+}
+
+impl Queue for Node {
+    fn enqueue<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: u64,
+        within: Duration,
+    ) -> Answer<'a, Beat> {
+        Box::pin(self.beat(claim, fences, within))
+    }
+
+    fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
+        Box::pin(async move {
+            let arguments = leaving(claim);
+            let reply = self
+                .call(&script::LEAVE, &claim.key.with_queue(), &arguments, within)
+                .await;
+            self.freed(reply)
         })
     }
 }
@@ -236,11 +380,11 @@ impl fmt::Debug for Node {
 }
 
 /// The clean-up of P10: behind the acquire on the same connection, so that it runs after it.
-async fn release_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Freed, Fault> {
+async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Freed, Fault> {
     // A frozen server answers when it thaws; a key that it sets then would live for a TTL.
     let until = Instant::now() + claim.ttl;
     // In full, so that no second request is needed whatever the server remembers.
-    let command = script::RELEASE.in_full(&[claim.key.name()], &[Argument::Text(&claim.value)]);
+    let command = script::LEAVE.in_full(&claim.key.with_queue(), &leaving(&claim));
     match connection.send(&command, until).await {
         Ok(value) => Reply {
             connection,
@@ -311,13 +455,21 @@ impl Reply {
     }
 
     fn pair(&self) -> Result<(i64, i64), Fault> {
-        match &self.value {
-            Value::Array(pair) => match pair[..] {
-                [Value::Int(first), Value::Int(second)] => Ok((first, second)),
-                _ => Err(self.unexpected()),
-            },
+        match self.numbers()[..] {
+            [first, second] => Ok((first, second)),
             _ => Err(self.unexpected()),
         }
+    }
+
+    fn numbers(&self) -> Vec<i64> {
+        let Value::Array(items) = &self.value else {
+            return Vec::new();
+        };
+        let numbers = items.iter().map(|item| match item {
+            Value::Int(number) => Some(*number),
+            _ => None,
+        });
+        numbers.collect::<Option<_>>().unwrap_or_default()
     }
 
     fn freed(&self) -> Result<Freed, Fault> {
@@ -337,8 +489,20 @@ fn remaining(pttl: i64) -> Option<Duration> {
     u64::try_from(pttl).ok().map(Duration::from_millis)
 }
 
-/// The floor of the fence (P8).
-fn wall_clock_micros() -> u64 {
+fn leaving(claim: &Claim) -> [Argument<'_>; 3] {
+    [Argument::Text(&claim.value), floor(), FENCE_TTL]
+}
+
+/// The last fencing number in use, as the scripts take it: empty if no more were reserved.
+fn last_fence(claim: &Claim) -> Argument<'static> {
+    match claim.last_fence() {
+        Some(fence) => Argument::Number(fence),
+        None => Argument::Text(""),
+    }
+}
+
+/// The floor of the fence (P8): the wall clock in microseconds.
+fn floor() -> Argument<'static> {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64)
+    Argument::Number(since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64))
 }

@@ -55,16 +55,19 @@ fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cm
 }
 
 macro_rules! scripts {
-    ($($name:ident = $file:literal;)*) => {
+    ($($name:ident = $($file:literal)+;)*) => {
         $(pub(crate) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(include_str!(concat!("../lua/", $file))));)*
+            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("../lua/", $file))),+)));)*
     };
 }
 
 scripts! {
     ACQUIRE = "acquire.lua";
-    FORCE_RELEASE = "force_release.lua";
+    ENQUEUE = "queue.lua" "enqueue.lua";
+    FORCE_RELEASE = "queue.lua" "force_release.lua";
     HOLDER = "holder.lua";
-    RELEASE = "release.lua";
+    KEEP = "queue.lua" "keep.lua";
+    LEAVE = "queue.lua" "leave.lua";
+    RELEASE = "queue.lua" "release.lua";
     RENEW = "renew.lua";
 }

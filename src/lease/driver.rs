@@ -13,44 +13,39 @@
 //! * **D2** However the thread ends, the leases on the roster are lost by then, and the roster is
 //!   closed (never silently unrenewed).
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::thread::{self, ThreadId};
+use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 use tokio::sync::Notify;
 
 use crate::backend::{Backend, Claim, Renewal};
 use crate::fault::Fault;
 use crate::lease::Lease;
-use crate::lease::clock::Clock;
+use crate::lease::clock::{Clock, Moment};
 use crate::lease::release::Pending;
-use crate::lease::watchdog::{Due, Roster, Watch};
+use crate::lease::watchdog::{Due, Ear, Roster, Watch};
 use crate::lost::LostReason;
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
 /// What the driver tells about the end of a holder's turn: the key, and the turn's number.
 pub(crate) trait Vacate: Send + Sync + 'static {
-    fn vacate(&self, key: &Arc<str>, turn: u64);
+    fn vacate(self: Arc<Self>, key: &Arc<str>, turn: u64);
 }
 
-/// A handle on the thread.
-#[derive(Debug)]
+/// The thread, as everybody else sees it.
 pub(crate) struct Driver {
-    shared: Arc<Shared>,
-    handle: Handle,
-    thread: ThreadId,
-}
-
-pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) clock: Clock,
     pub(crate) command_timeout: Duration,
     pub(crate) pending: Pending,
+    handle: Handle,
     vacate: Arc<dyn Vacate>,
     roster: Mutex<Roster>,
     wake: Notify,
@@ -63,32 +58,41 @@ impl Driver {
         clock: Clock,
         command_timeout: Duration,
         vacate: Arc<dyn Vacate>,
-    ) -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
+    ) -> io::Result<Arc<Self>> {
+        let runtime = runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let handle = runtime.handle().clone();
-        let shared = Arc::new(Shared::new(backend, clock, command_timeout, vacate));
-        let last_will = LastWill(Arc::clone(&shared));
-        let thread = thread::Builder::new()
+        let driver = Self::on(handle, backend, clock, command_timeout, vacate);
+        let last_will = LastWill(Arc::clone(&driver));
+        thread::Builder::new()
             .name("redlease".to_owned())
             .spawn(move || {
                 let last_will = last_will;
-                runtime.block_on(run(&last_will.0));
+                runtime.block_on(last_will.0.run());
             })?;
-        Ok(Self {
-            shared,
+        Ok(driver)
+    }
+
+    /// A driver whose [`run`](Self::run) is still to be called, on the runtime of `handle`.
+    fn on(
+        handle: Handle,
+        backend: Arc<dyn Backend>,
+        clock: Clock,
+        command_timeout: Duration,
+        vacate: Arc<dyn Vacate>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            clock,
+            command_timeout,
+            pending: Pending::default(),
             handle,
-            thread: thread.thread().id(),
+            vacate,
+            roster: Mutex::default(),
+            wake: Notify::new(),
+            stop: Notify::new(),
         })
-    }
-
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-
-    pub(crate) fn handle(&self) -> &Handle {
-        &self.handle
     }
 
     /// Runs a future on the thread.
@@ -99,11 +103,9 @@ impl Driver {
     /// Watches a lease until [`unwatch`](Self::unwatch). If the thread is gone, the lease is lost
     /// at once.
     pub(crate) fn watch(&self, watch: Watch) -> u64 {
-        match self.shared.roster.lock().insert(watch) {
+        match self.roster.lock().insert(watch) {
             Ok((id, early)) => {
-                if early {
-                    self.shared.wake.notify_one();
-                }
+                self.wake_if(early);
                 id
             }
             Err(watch) => {
@@ -115,77 +117,105 @@ impl Driver {
 
     /// Takes a lease off the roster; `None` if it was lost meanwhile.
     pub(crate) fn unwatch(&self, id: u64) -> Option<Watch> {
-        self.shared.roster.lock().remove(id)
+        self.roster.lock().remove(id)
     }
 
-    /// Enters a renewal that a caller made.
+    /// Goes over to the next holder's lease on the same claim; `None` if it was lost meanwhile.
+    pub(crate) fn hand_over(
+        &self,
+        id: u64,
+        turn: u64,
+        lease: impl FnOnce(Moment) -> Lease,
+    ) -> Option<Arc<Lease>> {
+        self.roster.lock().hand_over(id, turn, lease)
+    }
+
+    /// Enters what a caller heard about a claim.
     pub(crate) fn note_renewal(&self, id: u64, renewal: Renewal) {
-        self.shared.settle(id, Ok(renewal));
+        self.settle(id, Ok(renewal), Ear::Caller);
+    }
+
+    /// Whether a lease with this value is on the roster.
+    pub(crate) fn holds(&self, key: &str, value: &str) -> bool {
+        self.roster.lock().holds(key, value)
+    }
+
+    /// Somebody changed a key, or all: asks Redis about the leases on them.
+    pub(crate) fn changed(&self, key: Option<&str>, heard_on: Option<runtime::Id>) {
+        let ear = heard_on.map(|runtime| self.ear(runtime));
+        let now = self.clock.now();
+        let early = self.roster.lock().changed(key, ear, now);
+        self.wake_if(early);
+    }
+
+    /// A connection was lost, and with it what it would have heard.
+    pub(crate) fn deaf(&self, runtime: runtime::Id) {
+        let now = self.clock.now();
+        let early = self.roster.lock().deaf(self.ear(runtime), now);
+        self.wake_if(early);
     }
 
     /// Loses every lease, and every one that is watched later; gives them back for their release.
-    pub(crate) fn close(&self) -> Vec<Watch> {
-        self.shared.lose_all()
-    }
-
-    /// Waits for the pending releases, at most `flush`, and ends the thread.
-    pub(crate) fn finish(&self, flush: Duration) {
-        // The thread cannot wait for itself.
-        if thread::current().id() != self.thread {
-            self.shared.pending.wait(flush);
+    pub(crate) fn lose_all(&self) -> Vec<Watch> {
+        let watches = self.roster.lock().close();
+        for watch in &watches {
+            watch.lease.lose(LostReason::Closed);
+            self.tell_loss(watch);
         }
-        self.shared.stop.notify_one();
-    }
-}
-
-impl Shared {
-    fn new(
-        backend: Arc<dyn Backend>,
-        clock: Clock,
-        command_timeout: Duration,
-        vacate: Arc<dyn Vacate>,
-    ) -> Self {
-        Self {
-            backend,
-            clock,
-            command_timeout,
-            pending: Pending::default(),
-            vacate,
-            roster: Mutex::default(),
-            wake: Notify::new(),
-            stop: Notify::new(),
-        }
+        watches
     }
 
     pub(crate) fn vacate(&self, key: &Arc<str>, turn: u64) {
-        self.vacate.vacate(key, turn);
+        Arc::clone(&self.vacate).vacate(key, turn);
+    }
+
+    /// Blocks until no release is pending, at most `bound`.
+    pub(crate) fn flush(&self, bound: Duration) {
+        // The thread cannot wait for itself.
+        if !self.is_here() {
+            self.pending.wait(bound);
+        }
+    }
+
+    /// Ends the thread when the pending releases have ended.
+    pub(crate) fn finish(&self) {
+        self.stop.notify_one();
+    }
+
+    fn is_here(&self) -> bool {
+        Handle::try_current().is_ok_and(|here| here.id() == self.handle.id())
+    }
+
+    fn ear(&self, runtime: runtime::Id) -> Ear {
+        if runtime == self.handle.id() {
+            Ear::Driver
+        } else {
+            Ear::Caller
+        }
+    }
+
+    fn wake_if(&self, early: bool) {
+        if early {
+            self.wake.notify_one();
+        }
     }
 
     /// Enters what became of a renewal.
-    fn settle(&self, id: u64, answer: Result<Renewal, Fault>) {
+    fn settle(&self, id: u64, answer: Result<Renewal, Fault>, ear: Ear) {
+        let now = self.clock.now();
         let mut roster = self.roster.lock();
         let (reason, watch) = match answer {
             Ok(Renewal::Renewed { deadline }) => {
-                if roster.renewed(id, deadline) {
-                    self.wake.notify_one();
-                }
-                return;
+                let early = roster.renewed(id, deadline, ear, now);
+                return self.wake_if(early);
             }
             Ok(Renewal::Removed) => (LostReason::Removed, roster.remove(id)),
             Ok(Renewal::Stolen) => (LostReason::Stolen, roster.remove(id)),
             Err(fault) => {
-                if let Some(lease) = roster.not_renewed(id, self.clock.now()) {
-                    tracing::debug!(
-                        lock = %lease.key().name(),
-                        fence = lease.fence(),
-                        server = %fault.server,
-                        cause = %fault.cause,
-                        "a renewal failed and is tried again"
-                    );
-                    lease.note_failure(fault.cause);
+                if let Some(lease) = roster.unanswered(id, now) {
+                    note_failure(lease, fault);
                 }
-                self.wake.notify_one();
-                return;
+                return self.wake_if(true);
             }
         };
         drop(roster);
@@ -209,60 +239,91 @@ impl Shared {
         self.vacate(lease.key().name(), watch.turn);
     }
 
-    fn lose_all(&self) -> Vec<Watch> {
-        let watches = self.roster.lock().close();
-        for watch in &watches {
-            watch.lease.lose(LostReason::Closed);
-            self.tell_loss(watch);
+    /// The thread's life.
+    async fn run(self: &Arc<Self>) {
+        loop {
+            let now = self.clock.now();
+            let due = self.roster.lock().due(now, self.command_timeout);
+            for due in due {
+                self.attend(due);
+            }
+            let next = self.roster.lock().fall_asleep();
+            let sleep = async {
+                match next {
+                    Some(wake) => {
+                        let sleep = wake.since(self.clock.now());
+                        tokio::time::sleep(sleep.min(LONGEST_SLEEP)).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Releases end by themselves, at the latest with their TTL.
+                () = self.stop.notified() => return self.pending.wait_async().await,
+                () = self.wake.notified() => {}
+                () = sleep => {}
+            }
         }
-        watches
     }
-}
 
-/// The thread's life.
-async fn run(shared: &Arc<Shared>) {
-    loop {
-        let due = shared
-            .roster
-            .lock()
-            .due(shared.clock.now(), shared.command_timeout);
-        for due in due {
-            match due {
-                Due::Lost(watch) => {
-                    watch.lease.expire();
-                    shared.tell_loss(&watch);
-                }
-                Due::Renewal { id, claim, within } => {
-                    tokio::spawn(renew(Arc::clone(shared), id, claim, within));
-                }
+    fn attend(self: &Arc<Self>, due: Due) {
+        match due {
+            Due::Lost(watch) => {
+                watch.lease.expire();
+                self.tell_loss(&watch);
+            }
+            Due::Question {
+                id,
+                claim,
+                extend: true,
+                within,
+            } => {
+                tokio::spawn(Arc::clone(self).renew(id, claim, within));
+            }
+            Due::Question {
+                id,
+                claim,
+                extend: false,
+                within,
+            } => {
+                tokio::spawn(Arc::clone(self).confirm(id, claim, within));
             }
         }
-        let next = shared.roster.lock().fall_asleep();
-        let sleep = async {
-            match next {
-                Some(wake) => {
-                    let sleep = wake.since(shared.clock.now());
-                    tokio::time::sleep(sleep.min(LONGEST_SLEEP)).await;
-                }
-                None => std::future::pending().await,
+    }
+
+    async fn renew(self: Arc<Self>, id: u64, claim: Arc<Claim>, within: Duration) {
+        let answer = self.backend.renew(&claim, within).await;
+        self.settle(id, answer, Ear::Driver);
+    }
+
+    /// Asks whether the key is ours, for a holder that renews by himself.
+    async fn confirm(self: Arc<Self>, id: u64, claim: Arc<Claim>, within: Duration) {
+        let answer = match self.backend.holder(&claim.key, within).await {
+            Ok(Some(holder)) if holder.value == claim.value.as_bytes() => {
+                let early = self.roster.lock().confirmed(id, self.clock.now());
+                return self.wake_if(early);
             }
+            Ok(Some(_)) => Ok(Renewal::Stolen),
+            Ok(None) => Ok(Renewal::Removed),
+            Err(fault) => Err(fault),
         };
-        tokio::select! {
-            // Releases that outlast the flush end by themselves, at the latest with their TTL.
-            () = shared.stop.notified() => return shared.pending.wait_async().await,
-            () = shared.wake.notified() => {}
-            () = sleep => {}
-        }
+        self.settle(id, answer, Ear::Driver);
     }
 }
 
-async fn renew(shared: Arc<Shared>, id: u64, claim: Arc<Claim>, within: Duration) {
-    let answer = shared.backend.renew(&claim, within).await;
-    shared.settle(id, answer);
+fn note_failure(lease: &Lease, fault: Fault) {
+    tracing::debug!(
+        lock = %lease.key().name(),
+        fence = lease.fence(),
+        server = %fault.server,
+        cause = %fault.cause,
+        "a renewal failed and is tried again"
+    );
+    lease.note_failure(fault.cause);
 }
 
 /// D2: whatever ends the thread, a panic included.
-struct LastWill(Arc<Shared>);
+struct LastWill(Arc<Driver>);
 
 impl Drop for LastWill {
     fn drop(&mut self) {
@@ -270,9 +331,9 @@ impl Drop for LastWill {
     }
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
+impl fmt::Debug for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driver")
             .field("backend", &self.backend)
             .finish_non_exhaustive()
     }

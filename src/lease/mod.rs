@@ -143,6 +143,11 @@ impl Lease {
         self.ending.lock().last_error = Some(cause);
     }
 
+    /// Whether the last attempt to renew failed.
+    pub(crate) fn is_in_trouble(&self) -> bool {
+        self.ending.lock().last_error.is_some()
+    }
+
     pub(crate) fn forget_failure(&self) {
         self.ending.lock().last_error = None;
     }

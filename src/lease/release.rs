@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
 
-use crate::backend::{Claim, Cleanup, Freed};
+use crate::backend::{Answer, Claim, Cleanup, Freed};
 use crate::backoff::Backoff;
 use crate::fault::Fault;
-use crate::lease::driver::{Driver, Shared};
+use crate::lease::driver::Driver;
+
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
 /// How many releases are still to be confirmed.
 #[derive(Debug, Default)]
@@ -47,41 +50,67 @@ impl Pending {
     }
 }
 
+/// Counts as a pending release for as long as it lives.
+pub(crate) struct Token(Arc<Driver>);
+
+impl Token {
+    pub(crate) fn new(driver: &Arc<Driver>) -> Self {
+        *driver.pending.count.lock() += 1;
+        Self(Arc::clone(driver))
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        let pending = &self.0.pending;
+        let mut count = pending.count.lock();
+        *count -= 1;
+        if *count == 0 {
+            pending.none_left.notify_all();
+            pending.none_left_async.notify_waiters();
+        }
+    }
+}
+
+/// How a claim is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// By one who may yet be granted it, or waits for it.
+    Leave,
+    /// By its holder.
+    Release,
+}
+
 /// One release, from the moment it is handed over until it is confirmed or given up.
 ///
 /// Dropped unfinished only when the thread is gone.
 struct Errand {
-    shared: Arc<Shared>,
+    driver: Arc<Driver>,
     claim: Arc<Claim>,
+    manner: Manner,
     /// The holder's turn in the process' queue, if this release ends one.
     turn: Option<u64>,
+    _pending: Token,
 }
 
 impl Errand {
-    fn new(shared: &Arc<Shared>, claim: Arc<Claim>, turn: Option<u64>) -> Self {
-        *shared.pending.count.lock() += 1;
+    fn new(driver: &Arc<Driver>, claim: Arc<Claim>, manner: Manner, turn: Option<u64>) -> Self {
         Self {
-            shared: Arc::clone(shared),
+            driver: Arc::clone(driver),
             claim,
+            manner,
             turn,
-        }
-    }
-
-    fn vacate(&mut self) {
-        if let Some(turn) = self.turn.take() {
-            self.shared.vacate(self.claim.key.name(), turn);
+            _pending: Token::new(driver),
         }
     }
 
     /// Tries until Redis has answered, or the key is gone by its TTL.
     async fn run(mut self) {
-        let clock = self.shared.clock.clone();
+        let clock = self.driver.clock.clone();
         let until = clock.now() + self.claim.ttl;
-        let mut backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(500));
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
-            let within = self.shared.command_timeout;
-            let answer = self.shared.backend.release(&self.claim, within).await;
-            let fault = match answer {
+            let fault = match self.request().await {
                 Ok(_) => return,
                 Err(fault) => fault,
             };
@@ -91,6 +120,20 @@ impl Errand {
                 return self.give_up(&fault);
             }
             tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    fn request(&self) -> Answer<'_, Freed> {
+        let within = self.driver.command_timeout;
+        match (self.manner, self.driver.backend.queue()) {
+            (Manner::Leave, Some(queue)) => queue.leave(&self.claim, within),
+            _ => self.driver.backend.release(&self.claim, within),
+        }
+    }
+
+    fn vacate(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            self.driver.vacate(self.claim.key.name(), turn);
         }
     }
 
@@ -108,29 +151,31 @@ impl Errand {
 impl Drop for Errand {
     fn drop(&mut self) {
         self.vacate();
-        let mut count = self.shared.pending.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            self.shared.pending.none_left.notify_all();
-            self.shared.pending.none_left_async.notify_waiters();
-        }
     }
 }
 
 impl Driver {
     /// Releases a claim in the background, and then ends the turn.
-    pub(crate) fn release(&self, claim: Arc<Claim>, turn: Option<u64>) {
-        self.spawn(Errand::new(self.shared(), claim, turn).run());
+    pub(crate) fn release(self: &Arc<Self>, claim: Arc<Claim>, turn: Option<u64>) {
+        self.spawn(Errand::new(self, claim, Manner::Release, turn).run());
+    }
+
+    /// Gives up a claim in the background that somebody else may yet grant.
+    pub(crate) fn leave(self: &Arc<Self>, claim: Arc<Claim>) {
+        self.spawn(Errand::new(self, claim, Manner::Leave, None).run());
     }
 
     /// Undoes an acquire that was cut short, whether or not it was carried out (P10).
-    pub(crate) fn clean_up(&self, claim: &Arc<Claim>) {
-        for Cleanup { runtime, run } in self.shared().backend.disown(claim) {
-            let errand = Errand::new(self.shared(), Arc::clone(claim), None);
+    pub(crate) fn clean_up(self: &Arc<Self>, claim: &Arc<Claim>, is_queued: bool) {
+        let cleanups = self.backend.disown(claim);
+        if cleanups.is_empty() && is_queued {
+            self.leave(Arc::clone(claim));
+        }
+        for Cleanup { runtime, run } in cleanups {
+            let errand = Errand::new(self, Arc::clone(claim), Manner::Leave, None);
             runtime.spawn(CleaningUp {
                 run,
                 errand: Some(errand),
-                driver: self.handle().clone(),
             });
         }
     }
@@ -139,9 +184,8 @@ impl Driver {
 /// A clean-up on the caller's runtime. If that ends first, or the way is broken, the driver does
 /// it.
 struct CleaningUp {
-    run: Pin<Box<dyn Future<Output = Result<Freed, Fault>> + Send>>,
+    run: Answer<'static, Freed>,
     errand: Option<Errand>,
-    driver: tokio::runtime::Handle,
 }
 
 impl Future for CleaningUp {
@@ -163,7 +207,8 @@ impl Future for CleaningUp {
 impl Drop for CleaningUp {
     fn drop(&mut self) {
         if let Some(errand) = self.errand.take() {
-            self.driver.spawn(errand.run());
+            let driver = Arc::clone(&errand.driver);
+            driver.spawn(errand.run());
         }
     }
 }

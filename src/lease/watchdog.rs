@@ -29,6 +29,14 @@ const LONGEST_RETRY: Duration = Duration::from_millis(500);
 const GATHER: Duration = Duration::from_millis(5);
 const GATHER_SHARE: u32 = 20;
 
+/// Whose connection read a key last, after its last write: that one hears of changes. Others hear
+/// the echo of what that one did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ear {
+    Caller,
+    Driver,
+}
+
 /// A lease on the roster.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -37,13 +45,19 @@ pub(crate) struct Watch {
     /// The holder's turn in the process' queue for the key.
     pub(crate) turn: u64,
     renew_every: Option<Duration>,
-    renew_at: Moment,
+    /// Until when Redis granted the claim, whatever the holder's `max_hold`.
+    granted_until: Moment,
+    attend_at: Moment,
     in_flight: bool,
+    /// Redis told of a change while a request was under way that may have run before it.
+    again: bool,
+    /// `None`: unsure, so every sign of a change counts.
+    ear: Option<Ear>,
     wake: Moment,
 }
 
 impl Watch {
-    /// Watches a lease from its grant; `renew_every` counts from the request that was granted.
+    /// Watches a lease from its grant over the caller's connection.
     pub(crate) fn new(
         lease: Arc<Lease>,
         claim: Arc<Claim>,
@@ -56,34 +70,44 @@ impl Watch {
             claim,
             turn,
             renew_every,
-            renew_at: Moment::NEVER,
+            granted_until,
+            attend_at: Moment::NEVER,
             in_flight: false,
+            again: false,
+            ear: Some(Ear::Caller),
             wake: Moment::NEVER,
         };
-        watch.plan_renewal(granted_until);
+        watch.plan_renewal();
         watch
     }
 
-    fn plan_renewal(&mut self, deadline: Moment) {
-        self.renew_at = match self.renew_every {
-            Some(every) => self.claim.sent(deadline) + every,
+    /// Lets the first renewal wait until a third of what is left has passed, for a lease that was
+    /// granted for less than its TTL.
+    pub(crate) fn renewing_from(mut self, now: Moment) -> Self {
+        if let Some(every) = self.renew_every {
+            self.attend_at = now + every.min(self.granted_until.since(now) / 3);
+        }
+        self
+    }
+
+    fn plan_renewal(&mut self) {
+        self.attend_at = match self.renew_every {
+            Some(every) => self.claim.sent(self.granted_until) + every,
             None => Moment::NEVER,
         };
     }
 
     fn plan_retry(&mut self, now: Moment) {
-        if let Some(every) = self.renew_every {
-            let wait = (every / RETRIES_PER_RENEWAL).clamp(SHORTEST_RETRY, LONGEST_RETRY);
-            self.renew_at = now + jittered(wait);
-        }
+        let every = self.renew_every.unwrap_or(self.claim.ttl / 3);
+        let wait = (every / RETRIES_PER_RENEWAL).clamp(SHORTEST_RETRY, LONGEST_RETRY);
+        self.attend_at = now + jittered(wait);
     }
 
-    fn wants_renewal(&self, now: Moment) -> bool {
-        let Some(every) = self.renew_every else {
-            return false;
-        };
-        let early = GATHER.min(every / GATHER_SHARE);
-        !self.in_flight && self.renew_at.minus(early) <= now
+    fn wants_attention(&self, now: Moment) -> bool {
+        let early = self
+            .renew_every
+            .map_or(Duration::ZERO, |every| GATHER.min(every / GATHER_SHARE));
+        !self.in_flight && self.attend_at.minus(early) <= now
     }
 
     fn next_wake(&self) -> Moment {
@@ -91,7 +115,23 @@ impl Watch {
         if self.in_flight {
             deadline
         } else {
-            deadline.min(self.renew_at)
+            deadline.min(self.attend_at)
+        }
+    }
+
+    /// Has Redis asked at once.
+    fn doubt(&mut self, now: Moment) {
+        if self.in_flight {
+            self.again = true;
+        } else {
+            self.attend_at = now;
+        }
+    }
+
+    fn answered(&mut self, now: Moment) {
+        self.plan_renewal();
+        if std::mem::take(&mut self.again) {
+            self.attend_at = now;
         }
     }
 }
@@ -101,10 +141,11 @@ impl Watch {
 pub(crate) enum Due {
     /// The lease is over: tell.
     Lost(Watch),
-    /// Ask Redis to extend it.
-    Renewal {
+    /// Ask Redis about the claim; and extend it, unless the holder does that.
+    Question {
         id: u64,
         claim: Arc<Claim>,
+        extend: bool,
         within: Duration,
     },
 }
@@ -113,6 +154,8 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct Roster {
     entries: HashMap<u64, Watch>,
+    /// The latest entry of a key. An earlier one can only be a lease that is over and not told yet.
+    by_key: HashMap<Arc<str>, u64>,
     wakes: BTreeSet<(Moment, u64)>,
     last_id: u64,
     /// Until when the driver sleeps if nobody wakes it.
@@ -124,6 +167,7 @@ impl Default for Roster {
     fn default() -> Self {
         Self {
             entries: HashMap::new(),
+            by_key: HashMap::new(),
             wakes: BTreeSet::new(),
             last_id: 0,
             asleep_until: Moment::NEVER,
@@ -144,6 +188,7 @@ impl Roster {
         watch.wake = watch.next_wake();
         let early = watch.wake < self.asleep_until;
         self.wakes.insert((watch.wake, id));
+        self.by_key.insert(Arc::clone(watch.claim.key.name()), id);
         self.entries.insert(id, watch);
         Ok((id, early))
     }
@@ -151,13 +196,71 @@ impl Roster {
     pub(crate) fn remove(&mut self, id: u64) -> Option<Watch> {
         let watch = self.entries.remove(&id)?;
         self.wakes.remove(&(watch.wake, id));
+        let name = watch.claim.key.name();
+        if self.by_key.get(name) == Some(&id) {
+            self.by_key.remove(name);
+        }
         Some(watch)
+    }
+
+    /// Puts a new holder's lease in the place of the present one's: the claim lives on. `None` if
+    /// it is no longer on the roster.
+    pub(crate) fn hand_over(
+        &mut self,
+        id: u64,
+        turn: u64,
+        lease: impl FnOnce(Moment) -> Lease,
+    ) -> Option<Arc<Lease>> {
+        let watch = self.entries.get_mut(&id)?;
+        if watch.lease.is_lost() {
+            return None;
+        }
+        watch.lease = Arc::new(lease(watch.granted_until));
+        watch.turn = turn;
+        let lease = Arc::clone(&watch.lease);
+        self.refile(id);
+        Some(lease)
+    }
+
+    pub(crate) fn holds(&self, key: &str, value: &str) -> bool {
+        let id = self.by_key.get(key);
+        let watch = id.and_then(|id| self.entries.get(id));
+        watch.is_some_and(|watch| &*watch.claim.value == value)
+    }
+
+    /// Somebody changed a key, or all of them, as `heard` by one of our connections, or for sure.
+    /// Says whether the driver must be woken.
+    pub(crate) fn changed(&mut self, key: Option<&str>, heard: Option<Ear>, now: Moment) -> bool {
+        let ids: Vec<u64> = match key {
+            Some(key) => self.by_key.get(key).copied().into_iter().collect(),
+            None => self.entries.keys().copied().collect(),
+        };
+        let mut early = false;
+        for id in ids {
+            if let Some(watch) = self.entries.get_mut(&id)
+                && (watch.ear.is_none() || heard.is_none() || watch.ear == heard)
+            {
+                watch.doubt(now);
+                early |= self.refile(id);
+            }
+        }
+        early
+    }
+
+    /// A connection was lost, and with it what it would have heard.
+    pub(crate) fn deaf(&mut self, ear: Ear, now: Moment) -> bool {
+        let early = self.changed(None, Some(ear), now);
+        for watch in self.entries.values_mut().filter(|w| w.ear == Some(ear)) {
+            watch.ear = None;
+        }
+        early
     }
 
     /// Takes all leases off; later ones are turned away.
     pub(crate) fn close(&mut self) -> Vec<Watch> {
         self.closed = true;
         self.wakes.clear();
+        self.by_key.clear();
         self.entries.drain().map(|(_, watch)| watch).collect()
     }
 
@@ -177,11 +280,13 @@ impl Roster {
                 due.extend(self.remove(id).map(Due::Lost));
                 continue;
             }
-            if watch.wants_renewal(now) {
+            if watch.wants_attention(now) {
                 watch.in_flight = true;
-                due.push(Due::Renewal {
+                watch.ear = Some(Ear::Driver);
+                due.push(Due::Question {
                     id,
                     claim: Arc::clone(&watch.claim),
+                    extend: watch.renew_every.is_some(),
                     // Three tries fit into what is left of the lease.
                     within: command_timeout
                         .min(watch.lease.remaining() / 3)
@@ -200,23 +305,37 @@ impl Roster {
         next
     }
 
-    /// A renewal was granted until `deadline`. Says whether the lease is still on the roster, and
-    /// whether the driver must be woken for it.
-    pub(crate) fn renewed(&mut self, id: u64, deadline: Moment) -> bool {
+    /// The claim was extended until `deadline`, by a request over `ear`'s connection. Says whether
+    /// the driver must be woken.
+    pub(crate) fn renewed(&mut self, id: u64, deadline: Moment, ear: Ear, now: Moment) -> bool {
         let Some(watch) = self.entries.get_mut(&id) else {
             return false;
         };
-        watch.in_flight = false;
-        watch.plan_renewal(deadline);
+        watch.granted_until = watch.granted_until.max(deadline);
+        watch.ear = Some(ear);
+        // W2: a caller's answer says nothing of a question of the driver's.
+        watch.in_flight &= ear == Ear::Caller;
+        watch.answered(now);
         watch.lease.forget_failure();
         watch.lease.extend(deadline);
         self.refile(id)
     }
 
-    /// A renewal came to no answer.
-    pub(crate) fn not_renewed(&mut self, id: u64, now: Moment) -> Option<&Arc<Lease>> {
+    /// The key still holds the claim's value; it was not extended.
+    pub(crate) fn confirmed(&mut self, id: u64, now: Moment) -> bool {
+        let Some(watch) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        watch.in_flight = false;
+        watch.answered(now);
+        self.refile(id)
+    }
+
+    /// A question came to no answer.
+    pub(crate) fn unanswered(&mut self, id: u64, now: Moment) -> Option<&Arc<Lease>> {
         let watch = self.entries.get_mut(&id)?;
         watch.in_flight = false;
+        watch.ear = None;
         watch.plan_retry(now);
         self.refile(id);
         self.entries.get(&id).map(|watch| &watch.lease)
@@ -262,11 +381,7 @@ mod tests {
 
         fn watch(&mut self, renew_every: Option<Duration>) -> (u64, Arc<Lease>) {
             let key = Arc::new(Key::new("", "k".to_owned()));
-            let claim = Arc::new(Claim {
-                key: Arc::clone(&key),
-                value: "v".into(),
-                ttl: TTL,
-            });
+            let claim = Arc::new(Claim::new(Arc::clone(&key), "v".into(), TTL));
             let deadline = claim.deadline(self.clock.now());
             let lease = Arc::new(Lease::new(self.clock.clone(), key, 1, deadline, None));
             let watch = Watch::new(Arc::clone(&lease), claim, 0, deadline, renew_every);
@@ -286,7 +401,7 @@ mod tests {
         f.clock.advance(EVERY * 9 / 10);
         assert!(f.due().is_empty());
         f.clock.advance(EVERY / 10);
-        assert!(matches!(f.due()[..], [Due::Renewal { .. }]));
+        assert!(matches!(f.due()[..], [Due::Question { .. }]));
         assert!(f.due().is_empty(), "W2: one at a time");
     }
 
@@ -295,7 +410,7 @@ mod tests {
         let mut f = Fixture::new();
         let (_, lease) = f.watch(Some(EVERY));
         f.clock.advance(EVERY);
-        assert!(matches!(f.due()[..], [Due::Renewal { .. }]));
+        assert!(matches!(f.due()[..], [Due::Question { .. }]));
         f.clock.advance(lease.remaining());
         assert!(matches!(f.due()[..], [Due::Lost(_)]));
         assert!(f.due().is_empty(), "W1: told once");
@@ -308,7 +423,7 @@ mod tests {
         f.clock.advance(EVERY);
         f.due();
         let now = f.clock.now();
-        f.roster.not_renewed(id, now);
+        f.roster.unanswered(id, now);
         let retry = f.roster.fall_asleep().unwrap().since(now);
         assert!(retry > Duration::ZERO && retry < EVERY / 4, "{retry:?}");
     }
@@ -319,7 +434,7 @@ mod tests {
         f.watch(Some(EVERY));
         f.clock.advance(EVERY * 2);
         match f.due()[..] {
-            [Due::Renewal { within, .. }] => assert!(within <= EVERY / 3, "{within:?}"),
+            [Due::Question { within, .. }] => assert!(within <= EVERY / 3, "{within:?}"),
             ref other => panic!("{other:?}"),
         }
     }
@@ -338,11 +453,7 @@ mod tests {
         f.roster.fall_asleep();
         f.clock.advance(EVERY / 2);
         let key = Arc::new(Key::new("", "other".to_owned()));
-        let claim = Arc::new(Claim {
-            key: Arc::clone(&key),
-            value: "w".into(),
-            ttl: TTL,
-        });
+        let claim = Arc::new(Claim::new(Arc::clone(&key), "w".into(), TTL));
         let deadline = claim.deadline(f.clock.now());
         let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
         let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY));

@@ -18,4 +18,6 @@ if last and tonumber(last) >= fence then
 end
 -- tostring() would round a number of 16 digits.
 redis.call('SET', KEYS[2], string.format('%.0f', fence + ARGV[4] - 1), 'PX', ARGV[5])
+-- A read after the last write: now the server tells this client when the key changes.
+redis.call('EXISTS', KEYS[1])
 return {1, fence}

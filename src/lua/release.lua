@@ -1,8 +1,15 @@
--- Frees the lock if it is ours.
--- KEYS[1] lock key
--- ARGV[1] value
--- Returns 1 (freed) or 0 (not ours any more).
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  return redis.call('DEL', KEYS[1])
+-- Gives up the lock if it is ours: to the first waiter if there is one, else frees it.
+-- ARGV[1] value   ARGV[2] floor of the fence (wall clock, us)   ARGV[3] how long the counter lives
+-- ARGV[4] the last fencing number in use if more had been reserved, else empty
+-- Returns 1 (given up) or 0 (not ours any more).
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return 0
 end
-return 0
+if ARGV[4] ~= '' then
+  -- Not worth failing for when memory is short.
+  redis.pcall('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
+end
+if not pass_on(ARGV[2], ARGV[3]) then
+  redis.call('DEL', KEYS[1])
+end
+return 1

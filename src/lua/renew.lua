@@ -6,6 +6,8 @@ local value = redis.call('GET', KEYS[1])
 if value == ARGV[1] then
   if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then
     redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    -- A read after the last write: the server goes on telling this client of changes.
+    redis.call('EXISTS', KEYS[1])
   end
   return 1
 end

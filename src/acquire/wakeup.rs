@@ -1,0 +1,185 @@
+//! What Redis tells without being asked, routed to the waiters and holders of this process.
+//!
+//! All of it is hints: a waiter's heartbeat and a holder's renewal bound how long a missing one
+//! can matter (P11).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::Mutex;
+use tokio::runtime;
+use tokio::sync::Notify;
+
+use crate::backend::{Claim, Grant, Signals};
+use crate::key::Key;
+use crate::lease::driver::Driver;
+
+#[derive(Default)]
+pub(crate) struct Wakeups {
+    /// The contender of each key: there is one at most.
+    waiting: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+    driver: OnceLock<Weak<Driver>>,
+}
+
+/// Where a contender finds what came for it.
+struct Slot {
+    value: Arc<str>,
+    news: Mutex<News>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct News {
+    grant: Option<Grant>,
+    nudge: Option<Nudge>,
+}
+
+/// Why a contender should ask Redis now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Nudge {
+    /// The lock's key changed: of interest to the first of the queue.
+    Changed,
+    /// A connection was lost, and perhaps news with it: of interest to all.
+    Deaf,
+}
+
+impl Wakeups {
+    /// Names the driver that looks after the holders.
+    pub(crate) fn attach(&self, driver: &Arc<Driver>) {
+        let _ = self.driver.set(Arc::downgrade(driver));
+    }
+
+    /// Registers a contender, from before its first heartbeat until it holds or has left.
+    pub(crate) fn listen(self: &Arc<Self>, claim: &Claim) -> Listener {
+        let slot = Arc::new(Slot {
+            value: Arc::clone(&claim.value),
+            news: Mutex::default(),
+            arrived: Notify::new(),
+        });
+        let key = Arc::clone(claim.key.name());
+        let mut waiting = self.waiting.lock();
+        waiting.insert(Arc::clone(&key), Arc::clone(&slot));
+        Listener {
+            wakeups: Arc::clone(self),
+            key,
+            slot,
+        }
+    }
+
+    fn nudge(&self, key: Option<&str>, nudge: Nudge) {
+        let waiting = self.waiting.lock();
+        let slots = match key {
+            Some(key) => waiting.get(key).into_iter().collect::<Vec<_>>(),
+            None => waiting.values().collect(),
+        };
+        for slot in slots {
+            let mut news = slot.news.lock();
+            news.nudge = news.nudge.max(Some(nudge));
+            slot.arrived.notify_one();
+        }
+    }
+
+    fn driver(&self) -> Option<Arc<Driver>> {
+        self.driver.get()?.upgrade()
+    }
+}
+
+impl Signals for Wakeups {
+    fn changed(&self, key: Option<&str>, runtime: Option<runtime::Id>) {
+        self.nudge(key, Nudge::Changed);
+        if let Some(driver) = self.driver() {
+            driver.changed(key, runtime);
+        }
+    }
+
+    fn deaf(&self, runtime: runtime::Id) {
+        self.nudge(None, Nudge::Deaf);
+        if let Some(driver) = self.driver() {
+            driver.deaf(runtime);
+        }
+    }
+
+    fn granted(&self, grant: Grant) {
+        let waiting = self.waiting.lock();
+        if let Some(slot) = waiting.get(&*grant.key)
+            && *slot.value == *grant.value
+        {
+            slot.news.lock().grant = Some(grant);
+            slot.arrived.notify_one();
+            return;
+        }
+        drop(waiting);
+        // A contender registers before it asks and holds before it leaves the register, so a value
+        // that is in neither place belongs to nobody any more: pass the lock on, at once.
+        if let Some(driver) = self.driver()
+            && !driver.holds(&grant.key, &grant.value)
+        {
+            let key = Arc::new(Key::new("", grant.key));
+            let claim = Claim::new(key, grant.value.into(), grant.life);
+            driver.leave(Arc::new(claim));
+        }
+    }
+}
+
+impl fmt::Debug for Wakeups {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wakeups").finish_non_exhaustive()
+    }
+}
+
+/// A contender's place in the register.
+pub(crate) struct Listener {
+    wakeups: Arc<Wakeups>,
+    key: Arc<str>,
+    slot: Arc<Slot>,
+}
+
+impl Listener {
+    /// Waits for a grant.
+    ///
+    /// # Cancel safety
+    ///
+    /// A grant that was not returned stays for the next call.
+    pub(crate) async fn grant(&self) -> Grant {
+        loop {
+            if let Some(grant) = self.slot.news.lock().grant.take() {
+                return grant;
+            }
+            self.slot.arrived.notified().await;
+        }
+    }
+
+    /// Waits for a grant (`Ok`) or for a nudge of at least this urgency.
+    pub(crate) async fn news(&self, least: Nudge) -> Result<Grant, Nudge> {
+        loop {
+            {
+                let mut news = self.slot.news.lock();
+                if let Some(grant) = news.grant.take() {
+                    return Ok(grant);
+                }
+                if let Some(nudge) = news.nudge.take_if(|nudge| *nudge >= least) {
+                    return Err(nudge);
+                }
+            }
+            self.slot.arrived.notified().await;
+        }
+    }
+
+    /// Forgets the nudges so far: what they ask for is about to be done.
+    pub(crate) fn heed(&self) {
+        self.slot.news.lock().nudge = None;
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut waiting = self.wakeups.waiting.lock();
+        if waiting
+            .get(&self.key)
+            .is_some_and(|slot| Arc::ptr_eq(slot, &self.slot))
+        {
+            waiting.remove(&self.key);
+        }
+    }
+}

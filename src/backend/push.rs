@@ -1,0 +1,111 @@
+//! What a server says without being asked, on a RESP3 connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::{AsyncPushSender, SendError};
+use redis::{PushInfo, PushKind, Value};
+use tokio::runtime;
+
+use crate::backend::connection::Health;
+use crate::backend::{Fences, Grant, Signals};
+use crate::lease::clock::Moment;
+
+/// Hears one connection's pushes. redis-rs drops it together with the task that drives the
+/// connection, so its end also tells that the runtime is gone.
+pub(crate) struct Watcher {
+    pub(crate) health: Arc<Health>,
+    pub(crate) signals: Arc<dyn Signals>,
+    pub(crate) runtime: runtime::Id,
+}
+
+impl AsyncPushSender for Watcher {
+    fn send(&self, push: PushInfo) -> Result<(), SendError> {
+        match push.kind {
+            PushKind::Disconnection => self.health.note_broken(),
+            PushKind::Invalidate => self.invalidated(push.data.first()),
+            PushKind::Message => {
+                if let Some(grant) = push.data.get(1).and_then(parse_grant) {
+                    self.signals.granted(grant);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Watcher {
+    fn invalidated(&self, keys: Option<&Value>) {
+        match keys {
+            Some(Value::Array(keys)) => {
+                for key in keys {
+                    // A key that is not UTF-8 is not one of ours.
+                    if let Value::BulkString(key) = key
+                        && let Ok(key) = std::str::from_utf8(key)
+                    {
+                        self.signals.changed(Some(key), Some(self.runtime));
+                    }
+                }
+            }
+            // FLUSHALL, or the server forgot what it tracked.
+            _ => self.signals.changed(None, Some(self.runtime)),
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.health.note_ended();
+        self.signals.deaf(self.runtime);
+    }
+}
+
+/// Reads the message that `queue.lua` publishes: the fencing number, how many are reserved, the
+/// stamp, the life, the value and the key, a line each; the key may hold line breaks itself.
+fn parse_grant(message: &Value) -> Option<Grant> {
+    let Value::BulkString(message) = message else {
+        return None;
+    };
+    let mut parts = std::str::from_utf8(message).ok()?.splitn(6, '\n');
+    let mut number = || parts.next()?.parse::<u64>().ok();
+    let (first, count, stamp, life) = (number()?, number()?, number()?, number()?);
+    Some(Grant {
+        fences: Fences { first, count },
+        stamp: Moment::from_nanos(stamp),
+        life: Duration::from_millis(life),
+        value: parts.next()?.to_owned(),
+        key: parts.next()?.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(message: &str) -> Option<Grant> {
+        parse_grant(&Value::BulkString(message.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn a_grant_is_read_from_its_message() {
+        let grant =
+            parse("1795000000000001\n3\n12345\n3000\nuuid:host/1\nkey\nwith break").unwrap();
+        let fences = Fences {
+            first: 1_795_000_000_000_001,
+            count: 3,
+        };
+        assert_eq!(grant.fences, fences);
+        assert_eq!(grant.stamp.nanos(), 12_345);
+        assert_eq!(grant.life, Duration::from_secs(3));
+        assert_eq!(grant.value, "uuid:host/1");
+        assert_eq!(grant.key, "key\nwith break");
+    }
+
+    #[test]
+    fn what_is_not_a_grant_is_left_alone() {
+        for message in ["", "hello", "1\n2\n3", "1\n2\nx\n4\nv\nk"] {
+            assert!(parse(message).is_none(), "{message:?}");
+        }
+    }
+}

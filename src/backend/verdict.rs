@@ -1,0 +1,74 @@
+//! What an error means: for the request, and for the connection that it came over.
+
+use std::error::Error as _;
+use std::io;
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+
+/// What an error means for the request and for the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// No retry can help.
+    Permanent,
+    /// The connection is of no more use; a new one may be.
+    Reopen,
+    /// The same connection may serve later.
+    Retry,
+}
+
+impl Verdict {
+    pub(crate) fn on_opening(error: &RedisError) -> Self {
+        match error.kind() {
+            // Not a Redis server: what it said made no sense.
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Permanent,
+            ErrorKind::AuthenticationFailed if mentions(error, "LOADING") => Self::Retry,
+            _ => Self::on_request(error),
+        }
+    }
+
+    pub(crate) fn on_request(error: &RedisError) -> Self {
+        use ServerErrorKind as Kind;
+
+        match error.kind() {
+            ErrorKind::Io => match io_kind(error) {
+                Some(io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
+                    Self::Permanent
+                }
+                _ => Self::Reopen,
+            },
+            ErrorKind::Parse => Self::Reopen,
+            ErrorKind::Server(Kind::ReadOnly | Kind::MasterDown) => Self::Reopen,
+            ErrorKind::Server(
+                Kind::BusyLoading | Kind::ClusterDown | Kind::TryAgain | Kind::Moved | Kind::Ask,
+            ) => Self::Retry,
+            ErrorKind::InvalidClientConfig if mentions(error, "No address found") => Self::Retry,
+            // Servers before version 7 report what a script's command ran into as plain text.
+            _ if mentions(error, "READONLY") || mentions(error, "MASTERDOWN") => Self::Reopen,
+            _ if PASSING.iter().any(|word| mentions(error, word)) => Self::Retry,
+            _ => Self::Permanent,
+        }
+    }
+}
+
+/// States that a server gets out of by itself or by an operator's hand.
+const PASSING: [&str; 8] = [
+    "OOM",
+    "BUSY",
+    "LOADING",
+    "MISCONF",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "max number of clients reached",
+    "UNBLOCKED",
+];
+
+pub(crate) fn mentions(error: &RedisError, word: &str) -> bool {
+    error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(word))
+}
+
+fn io_kind(error: &RedisError) -> Option<io::ErrorKind> {
+    error
+        .source()?
+        .downcast_ref::<io::Error>()
+        .map(io::Error::kind)
+}

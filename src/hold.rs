@@ -1,0 +1,438 @@
+//! What a guard owns: a lease, and the duty to give it up or hand it on.
+//!
+//! # Local hand-over
+//!
+//! A claim in Redis outlives its holders. When a holder lets go and the next of the process' queue
+//! wants a lease on the same terms, he gets it without a round trip: a new lease with a token and
+//! a deadline of its own and the next of the fencing numbers that the claim reserved. After a
+//! stretch of `handover_for`, or when the reserved numbers are used up, Redis is asked whether
+//! anybody else waits; if so the lock goes to him, if not a new stretch begins.
+//!
+//! # Invariants
+//!
+//! * **H1** A claim has one lease at a time: the old one is off the roster when the new one is on.
+//! * **H2** Whoever holds the `Tenancy` gives the claim up; it exists once, and its end is either
+//!   a hand-over, a release, or the knowledge that there is nothing to release.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::acquire::queue::Queues;
+use crate::backend::{Answer, Claim, Fences, Freed, Kept, Renewal};
+use crate::backoff::Backoff;
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::fault::Fault;
+use crate::key::Key;
+use crate::lease::Lease;
+use crate::lease::clock::Moment;
+use crate::lease::driver::Vacate;
+use crate::lease::release::Token;
+use crate::lease::watchdog::Watch;
+use crate::lost::LostReason;
+use crate::options::Terms;
+
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LONGEST_RETRY: Duration = Duration::from_millis(100);
+/// The number of no turn: ending it has no effect.
+const NO_TURN: u64 = 0;
+
+/// What every lock of a locker needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) queues: Arc<Queues<Hold>>,
+}
+
+impl Context {
+    /// Fails all waiters, loses and releases all guards. The releases are pending afterwards.
+    pub(crate) fn begin_close(&self) {
+        self.engine.closing.cancel();
+        self.queues.close();
+        for watch in self.engine.driver.lose_all() {
+            self.engine.driver.release(watch.claim, None);
+        }
+    }
+
+    /// How many fencing numbers to reserve: for a stretch, if somebody waits to be handed the
+    /// lease.
+    pub(crate) fn fences_wanted(&self, key: &Key, terms: &Terms) -> u64 {
+        if terms.hands_over() && self.queues.has_waiters(key.name()) {
+            terms.fences_of_a_stretch()
+        } else {
+            1
+        }
+    }
+}
+
+impl Vacate for Queues<Hold> {
+    fn vacate(self: Arc<Self>, key: &Arc<str>, turn: u64) {
+        Queues::vacate(&self, key, turn);
+    }
+}
+
+/// What became of a release that was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Released {
+    /// The key was no longer ours when the release arrived: the lease had been lost before.
+    AlreadyLost,
+    /// The key was ours until now. It is free, or the next waiter has it.
+    Freed,
+}
+
+/// How a claim was won.
+#[derive(Debug)]
+pub(crate) struct Won {
+    pub(crate) fences: Fences,
+    pub(crate) deadline: Moment,
+    /// For the rest of the waiter's life only: to be renewed soon.
+    pub(crate) is_short: bool,
+}
+
+/// A lease that somebody is responsible for: dropping it releases the lock in the background.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) lease: Arc<Lease>,
+    /// `None` once it is given up (H2).
+    tenancy: Option<Tenancy>,
+}
+
+/// The right to a claim in Redis, whichever lease is on it.
+#[derive(Debug)]
+struct Tenancy {
+    context: Context,
+    claim: Arc<Claim>,
+    terms: Terms,
+    turn: u64,
+    watch: u64,
+    /// The fencing number of the present lease, and the end of those that are reserved.
+    fence: u64,
+    fences_end: u64,
+    stretch_until: Moment,
+}
+
+impl Hold {
+    pub(crate) fn new(
+        context: &Context,
+        claim: Arc<Claim>,
+        terms: &Terms,
+        turn: u64,
+        won: Won,
+    ) -> Self {
+        let engine = &context.engine;
+        let now = engine.clock.now();
+        let lease = Arc::new(Lease::new(
+            engine.clock.clone(),
+            Arc::clone(&claim.key),
+            won.fences.first,
+            won.deadline,
+            terms.max_hold,
+        ));
+        let watch = Watch::new(
+            Arc::clone(&lease),
+            Arc::clone(&claim),
+            turn,
+            won.deadline,
+            terms.renew_every,
+        );
+        let watch = if won.is_short {
+            watch.renewing_from(now)
+        } else {
+            watch
+        };
+        let mut tenancy = Tenancy {
+            context: context.clone(),
+            watch: engine.driver.watch(watch),
+            claim,
+            terms: *terms,
+            turn,
+            fence: 0,
+            fences_end: 0,
+            stretch_until: now,
+        };
+        tenancy.begin_stretch(won.fences);
+        Self {
+            lease,
+            tenancy: Some(tenancy),
+        }
+    }
+
+    pub(crate) fn key(&self) -> &Arc<Key> {
+        self.lease.key()
+    }
+
+    pub(crate) fn value(&self) -> &str {
+        self.tenancy.as_ref().map_or("", |t| &t.claim.value)
+    }
+
+    /// Asks Redis now, and extends the lease. The future does not borrow, so that it can run on the
+    /// driver's thread.
+    pub(crate) fn renew(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let lease = Arc::clone(&self.lease);
+        let claim = self.tenancy.as_ref().map(|tenancy| {
+            let engine = Arc::clone(&tenancy.context.engine);
+            (engine, Arc::clone(&tenancy.claim), tenancy.watch)
+        });
+        async move {
+            lease.ensure_held()?;
+            let Some((engine, claim, watch)) = claim else {
+                return Err(Error::closed(lease.key().name()));
+            };
+            let within = engine.settings.command_timeout.min(lease.remaining());
+            match engine.backend.renew(&claim, within).await {
+                Ok(renewal) => {
+                    engine.driver.note_renewal(watch, renewal);
+                    Ok(lease.ensure_held()?)
+                }
+                Err(fault) => {
+                    lease.ensure_held()?;
+                    Err(fault.about(Some(claim.key.name())))
+                }
+            }
+        }
+    }
+
+    /// Gives the lock up and waits for the answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped in the middle, it leaves the release to the background.
+    pub(crate) async fn release(mut self) -> Result<Released, Error> {
+        let Some(tenancy) = &mut self.tenancy else {
+            return Ok(Released::AlreadyLost);
+        };
+        match tenancy.next_step(&self.lease) {
+            Step::Nothing => {}
+            Step::HandOver => {
+                self.hand_on();
+                return Ok(Released::Freed);
+            }
+            Step::Keep => {
+                let answer = tenancy.ask_to_keep().await;
+                let outcome = match &answer {
+                    Ok(Kept::NotOurs) => Released::AlreadyLost,
+                    _ => Released::Freed,
+                };
+                if answer.is_ok() {
+                    self.kept(answer);
+                    return Ok(outcome);
+                }
+            }
+            Step::Release => {}
+        }
+        self.release_alone().await
+    }
+
+    /// Gives the lock up to whoever Redis finds.
+    async fn release_alone(mut self) -> Result<Released, Error> {
+        let Some(tenancy) = &self.tenancy else {
+            return Ok(Released::AlreadyLost);
+        };
+        let engine = Arc::clone(&tenancy.context.engine);
+        let claim = Arc::clone(&tenancy.claim);
+        engine.driver.unwatch(tenancy.watch);
+        if nothing_to_release(&self.lease) {
+            self.end();
+            return Ok(Released::AlreadyLost);
+        }
+        let within = engine.settings.command_timeout;
+        let until = engine.clock.now() + claim.ttl.min(within);
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        loop {
+            let fault = match engine.backend.release(&claim, within).await {
+                Ok(freed) => {
+                    self.end();
+                    return Ok(match freed {
+                        Freed::Freed => Released::Freed,
+                        Freed::NotOurs => Released::AlreadyLost,
+                    });
+                }
+                Err(fault) => fault,
+            };
+            if fault.permanent || engine.clock.now() >= until {
+                // Dropping `self` leaves further tries to the driver.
+                return Err(fault.about(Some(claim.key.name())));
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+
+    /// Goes on as Redis answered: to the next of this process, or to the end.
+    fn kept(&mut self, answer: Result<Kept, Fault>) {
+        match answer {
+            Ok(Kept::Kept { fences, deadline }) => {
+                if let Some(tenancy) = &mut self.tenancy {
+                    let driver = &tenancy.context.engine.driver;
+                    driver.note_renewal(tenancy.watch, Renewal::Renewed { deadline });
+                    tenancy.begin_stretch(fences);
+                }
+                self.hand_on();
+            }
+            Ok(Kept::NotOurs | Kept::PassedOn) => self.end(),
+            Err(_) => {}
+        }
+    }
+
+    /// Hands the lease to the next of this process; if he has gone, drops it the usual way.
+    fn hand_on(&mut self) {
+        let Some(tenancy) = self.tenancy.take() else {
+            return;
+        };
+        if let Err(tenancy) = tenancy.hand_over() {
+            tenancy.release();
+        }
+    }
+
+    /// There is nothing left to give up (H2).
+    fn end(&mut self) {
+        if let Some(tenancy) = self.tenancy.take() {
+            tenancy.end();
+        }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let Some(tenancy) = self.tenancy.take() else {
+            return;
+        };
+        match tenancy.next_step(&self.lease) {
+            Step::Nothing => tenancy.end(),
+            Step::Release => tenancy.release(),
+            Step::HandOver => {
+                if let Err(tenancy) = tenancy.hand_over() {
+                    tenancy.release();
+                }
+            }
+            Step::Keep => tenancy.keep_in_background(Arc::clone(&self.lease)),
+        }
+    }
+}
+
+/// What is to be done with a claim that its holder lets go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Hand it to the next of this process.
+    HandOver,
+    /// Ask Redis who else waits.
+    Keep,
+    Nothing,
+    Release,
+}
+
+impl Tenancy {
+    fn begin_stretch(&mut self, fences: Fences) {
+        self.fence = fences.first;
+        self.fences_end = fences.first + fences.count;
+        self.stretch_until = self.context.engine.clock.now() + self.terms.handover_for;
+        if fences.count > 1 || self.claim.last_fence().is_some() {
+            self.claim.note_fence(self.fence);
+        }
+    }
+
+    fn next_step(&self, lease: &Lease) -> Step {
+        if nothing_to_release(lease) {
+            return Step::Nothing;
+        }
+        let name = self.claim.key.name();
+        let engine = &self.context.engine;
+        let goes_on = self.terms.hands_over()
+            && !lease.is_lost()
+            && !lease.is_in_trouble()
+            && self.context.queues.next_fits(name, self.turn, &self.terms);
+        if !goes_on {
+            Step::Release
+        } else if self.fence + 1 < self.fences_end && engine.clock.now() < self.stretch_until {
+            Step::HandOver
+        } else {
+            Step::Keep
+        }
+    }
+
+    /// Hands the claim to the first who still waits; gives it back if there is none.
+    fn hand_over(mut self) -> Result<(), Self> {
+        loop {
+            let name = self.claim.key.name();
+            let queues = &self.context.queues;
+            let Some(waiter) = queues.call_next(name, self.turn, &self.terms) else {
+                return Err(self);
+            };
+            self.turn = waiter.number;
+            self.terms = waiter.terms;
+            self.fence += 1;
+            self.claim.note_fence(self.fence);
+            let engine = &self.context.engine;
+            let key = Arc::clone(&self.claim.key);
+            let max_hold = self.terms.max_hold;
+            let lease = engine.driver.hand_over(self.watch, self.turn, |deadline| {
+                Lease::new(engine.clock.clone(), key, self.fence, deadline, max_hold)
+            });
+            let Some(lease) = lease else {
+                // Lost at this moment: the turn goes over without a lease.
+                waiter.call_to_contend(queues, name);
+                self.turn = NO_TURN;
+                return Err(self);
+            };
+            let hold = Hold {
+                lease,
+                tenancy: Some(self),
+            };
+            match waiter.hand(hold) {
+                Ok(()) => return Ok(()),
+                Err(mut hold) => match hold.tenancy.take() {
+                    Some(tenancy) if tenancy.fence + 1 < tenancy.fences_end => self = tenancy,
+                    Some(tenancy) => return Err(tenancy),
+                    None => return Ok(()),
+                },
+            }
+        }
+    }
+
+    fn ask_to_keep(&self) -> Answer<'_, Kept> {
+        let engine = &self.context.engine;
+        let fences = self.terms.fences_of_a_stretch();
+        let within = engine.settings.command_timeout;
+        engine.backend.keep(&self.claim, fences, within)
+    }
+
+    fn keep_in_background(self, lease: Arc<Lease>) {
+        let driver = Arc::clone(&self.context.engine.driver);
+        let pending = Token::new(&driver);
+        driver.spawn(async move {
+            let answer = self.ask_to_keep().await;
+            let mut hold = Hold {
+                lease,
+                tenancy: Some(self),
+            };
+            if answer.is_ok() {
+                hold.kept(answer);
+            } else if let Some(tenancy) = hold.tenancy.take() {
+                tenancy.release();
+            }
+            drop(pending);
+        });
+    }
+
+    /// Releases the claim in the background.
+    fn release(self) {
+        let driver = &self.context.engine.driver;
+        driver.unwatch(self.watch);
+        driver.release(Arc::clone(&self.claim), Some(self.turn));
+    }
+
+    fn end(self) {
+        self.context.engine.driver.unwatch(self.watch);
+        let name = self.claim.key.name();
+        self.context.queues.vacate(name, self.turn);
+    }
+}
+
+/// Whether it is certain that the key does not hold our value, or somebody else sees to it.
+fn nothing_to_release(lease: &Lease) -> bool {
+    matches!(
+        lease.lost_reason(),
+        Some(LostReason::Removed | LostReason::Stolen | LostReason::Closed)
+    )
+}
