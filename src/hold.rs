@@ -262,7 +262,7 @@ impl Hold {
     /// Goes on as Redis answered: to the next of this process, or to the end.
     fn kept(&mut self, answer: Result<Kept, Fault>) {
         match answer {
-            Ok(Kept::Kept { fences, deadline }) => {
+            Ok(Kept::Ours { fences, deadline }) => {
                 if let Some(tenancy) = &mut self.tenancy {
                     let driver = &tenancy.context.engine.driver;
                     driver.note_renewal(tenancy.watch, Renewal::Renewed { deadline });
@@ -280,7 +280,7 @@ impl Hold {
         let Some(tenancy) = self.tenancy.take() else {
             return;
         };
-        if let Err(tenancy) = tenancy.hand_over() {
+        if let Some(tenancy) = tenancy.hand_over() {
             tenancy.release();
         }
     }
@@ -302,7 +302,7 @@ impl Drop for Hold {
             Step::Nothing => tenancy.end(),
             Step::Release => tenancy.release(),
             Step::HandOver => {
-                if let Err(tenancy) = tenancy.hand_over() {
+                if let Some(tenancy) = tenancy.hand_over() {
                     tenancy.release();
                 }
             }
@@ -352,12 +352,12 @@ impl Tenancy {
     }
 
     /// Hands the claim to the first who still waits; gives it back if there is none.
-    fn hand_over(mut self) -> Result<(), Self> {
+    fn hand_over(mut self) -> Option<Self> {
         loop {
             let name = self.claim.key.name();
             let queues = &self.context.queues;
             let Some(waiter) = queues.call_next(name, self.turn, &self.terms) else {
-                return Err(self);
+                return Some(self);
             };
             self.turn = waiter.number;
             self.terms = waiter.terms;
@@ -373,18 +373,17 @@ impl Tenancy {
                 // Lost at this moment: the turn goes over without a lease.
                 waiter.call_to_contend(queues, name);
                 self.turn = NO_TURN;
-                return Err(self);
+                return Some(self);
             };
             let hold = Hold {
                 lease,
                 tenancy: Some(self),
             };
             match waiter.hand(hold) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return None,
                 Err(mut hold) => match hold.tenancy.take() {
                     Some(tenancy) if tenancy.fence + 1 < tenancy.fences_end => self = tenancy,
-                    Some(tenancy) => return Err(tenancy),
-                    None => return Ok(()),
+                    other => return other,
                 },
             }
         }

@@ -82,7 +82,7 @@ impl Memory {
     /// Nobody but this locker knows these locks, so nobody else waits.
     fn try_keep(&self, claim: &Claim, fences: u64) -> Kept {
         match self.try_renew(claim) {
-            Renewal::Renewed { deadline } => Kept::Kept {
+            Renewal::Renewed { deadline } => Kept::Ours {
                 fences: self.store.lock().reserve(fences),
                 deadline,
             },

@@ -121,11 +121,12 @@ pub(crate) struct Standing {
 /// The answer to a holder that would like to go on.
 #[derive(Debug)]
 pub(crate) enum Kept {
-    Kept {
+    NotOurs,
+    /// For another stretch.
+    Ours {
         fences: Fences,
         deadline: Moment,
     },
-    NotOurs,
     /// Somebody else waited, and has the lock now.
     PassedOn,
 }

@@ -295,7 +295,7 @@ impl Backend for Node {
                 .await;
             match reply {
                 Ok(reply) => match reply.pair()? {
-                    (1, first) => Ok(Kept::Kept {
+                    (1, first) => Ok(Kept::Ours {
                         fences: Fences {
                             first: first as u64,
                             count: fences,

@@ -477,11 +477,7 @@ mod tests {
         let mut f = Fixture::new();
         let (_, lease) = f.watch(Some(EVERY));
         assert_eq!(f.roster.close().len(), 1);
-        let claim = Arc::new(Claim {
-            key: Arc::clone(lease.key()),
-            value: "v".into(),
-            ttl: TTL,
-        });
+        let claim = Arc::new(Claim::new(Arc::clone(lease.key()), "v".into(), TTL));
         let watch = Watch::new(Arc::clone(&lease), claim, 0, lease.deadline(), None);
         assert!(f.roster.insert(watch).is_err());
     }
