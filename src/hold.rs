@@ -87,8 +87,8 @@ pub enum Released {
 pub(crate) struct Won {
     pub(crate) fences: Fences,
     pub(crate) deadline: Moment,
-    /// For the rest of the waiter's life only: to be renewed soon.
-    pub(crate) is_short: bool,
+    /// A releaser granted it, for the rest of the waiter's life only.
+    pub(crate) by_push: bool,
 }
 
 /// A lease that somebody is responsible for: dropping it releases the lock in the background.
@@ -136,9 +136,10 @@ impl Hold {
             turn,
             won.deadline,
             terms.renew_every,
+            now,
         );
-        let watch = if won.is_short {
-            watch.renewing_from(now)
+        let watch = if won.by_push {
+            watch.granted_by_push(now)
         } else {
             watch
         };

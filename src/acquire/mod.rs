@@ -134,6 +134,17 @@ impl<'a> Contender<'a> {
         let end = patience.end();
         let mut poll = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
         let mut outage = Outage::new(self.terms.give_up_after, patience.limit());
+        // A key that was contended a moment ago: no attempt, that would be refused.
+        if end.is_none_or(|end| end > Instant::now())
+            && self
+                .context
+                .engine
+                .wakeups
+                .was_contended(self.claim.key.name())
+        {
+            let won = self.wait_in_queue(end, &mut outage).await?;
+            return Ok(won.map(|won| self.hold(turn, won)));
+        }
         loop {
             match self.attempt(&outage).await? {
                 Ok(Attempt::Granted { fences, deadline }) => {
@@ -183,13 +194,13 @@ impl<'a> Contender<'a> {
 
     /// Takes a grant, unless its lease is over already: then it is undone, and the next try goes
     /// under a new value.
-    fn won(&mut self, fences: Fences, deadline: Moment, is_short: bool) -> Result<Won, Fault> {
+    fn won(&mut self, fences: Fences, deadline: Moment, by_push: bool) -> Result<Won, Fault> {
         let engine = &self.context.engine;
         if engine.clock.now() < deadline {
             return Ok(Won {
                 fences,
                 deadline,
-                is_short,
+                by_push,
             });
         }
         engine.driver.clean_up(&self.claim, true);

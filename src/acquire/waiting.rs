@@ -1,6 +1,6 @@
 //! Waiting in the queue of Redis: heartbeats, grants, and the watch of the first over the holder.
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::acquire::outage::Outage;
 use crate::acquire::wakeup::{Listener, Nudge};
@@ -34,6 +34,7 @@ impl Contender<'_> {
             let is_last = end.is_some_and(|end| end <= Instant::now());
             let news = match self.beat(queue, &listener, outage).await? {
                 Ok(Heard::Beat(Beat::Granted { fences, deadline })) => {
+                    context.engine.wakeups.note_calm(self.claim.key.name());
                     match self.won(fences, deadline, false) {
                         Ok(won) => return Ok(Some(won)),
                         Err(fault) => {
@@ -44,6 +45,10 @@ impl Contender<'_> {
                     }
                 }
                 Ok(Heard::Beat(Beat::Waiting(standing))) => {
+                    context
+                        .engine
+                        .wakeups
+                        .note_contention(self.claim.key.name());
                     outage.is_over();
                     if is_last {
                         return Ok(None);
@@ -58,7 +63,10 @@ impl Contender<'_> {
                     let news = async {
                         tokio::select! {
                             biased;
-                            news = listener.news(least) => news.ok(),
+                            news = listener.news(least) => match news {
+                                Ok(grant) => Some(grant),
+                                Err(_) => settle(&listener).await,
+                            },
                             () = sleep_until(next) => None,
                         }
                     };
@@ -148,9 +156,14 @@ impl Contender<'_> {
         Some(Won {
             fences: grant.fences,
             deadline,
-            is_short: true,
+            by_push: true,
         })
     }
+}
+
+/// Gives a grant that comes with a change the time to arrive, before the server is asked.
+async fn settle(listener: &Listener) -> Option<Grant> {
+    timeout(SHORTEST_POLL, listener.grant()).await.ok()
 }
 
 /// What came first.

@@ -3,7 +3,7 @@
 //! All of it is hints: a waiter's heartbeat and a holder's renewal bound how long a missing one
 //! can matter (P11).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -15,10 +15,15 @@ use crate::backend::{Claim, Grant, Signals};
 use crate::key::Key;
 use crate::lease::driver::Driver;
 
+const CONTENDED_KEYS: usize = 1024;
+
 #[derive(Default)]
 pub(crate) struct Wakeups {
     /// The contender of each key: there is one at most.
     waiting: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+    /// Keys that somebody else had when they were last asked for. Only a hint: forgotten when
+    /// there are too many.
+    contended: Mutex<HashSet<Arc<str>>>,
     driver: OnceLock<Weak<Driver>>,
 }
 
@@ -65,6 +70,23 @@ impl Wakeups {
             key,
             slot,
         }
+    }
+
+    /// Whether an attempt at the key would probably be refused.
+    pub(crate) fn was_contended(&self, key: &str) -> bool {
+        self.contended.lock().contains(key)
+    }
+
+    pub(crate) fn note_contention(&self, key: &Arc<str>) {
+        let mut contended = self.contended.lock();
+        if contended.len() >= CONTENDED_KEYS {
+            contended.clear();
+        }
+        contended.insert(Arc::clone(key));
+    }
+
+    pub(crate) fn note_calm(&self, key: &str) {
+        self.contended.lock().remove(key);
     }
 
     fn nudge(&self, key: Option<&str>, nudge: Nudge) {

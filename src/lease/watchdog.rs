@@ -24,6 +24,8 @@ use crate::lease::clock::Moment;
 const RETRIES_PER_RENEWAL: u32 = 8;
 const SHORTEST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
+/// How long after a grant by push the driver looks at the key for the first time.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
 /// Renewals that come due this soon go out together with those that are due now, unless that is
 /// far too early for their TTL.
 const GATHER: Duration = Duration::from_millis(5);
@@ -51,6 +53,8 @@ pub(crate) struct Watch {
     in_flight: bool,
     /// Redis told of a change while a request was under way that may have run before it.
     again: bool,
+    /// The next question asks without extending.
+    only_look: bool,
     /// `None`: unsure, so every sign of a change counts.
     ear: Option<Ear>,
     wake: Moment,
@@ -64,6 +68,7 @@ impl Watch {
         turn: u64,
         granted_until: Moment,
         renew_every: Option<Duration>,
+        now: Moment,
     ) -> Self {
         let mut watch = Self {
             lease,
@@ -74,27 +79,34 @@ impl Watch {
             attend_at: Moment::NEVER,
             in_flight: false,
             again: false,
+            only_look: false,
             ear: Some(Ear::Caller),
             wake: Moment::NEVER,
         };
-        watch.plan_renewal();
+        watch.plan_renewal(now);
         watch
     }
 
-    /// Lets the first renewal wait until a third of what is left has passed, for a lease that was
-    /// granted for less than its TTL.
-    pub(crate) fn renewing_from(mut self, now: Moment) -> Self {
-        if let Some(every) = self.renew_every {
-            self.attend_at = now + every.min(self.granted_until.since(now) / 3);
-        }
+    /// For a lease that a releaser granted: no connection of ours has read the key since, so none
+    /// would hear of a theft. A look mends that, after a moment, because most sections are short.
+    /// It changes nothing in Redis, so that it does not stir up those who wait.
+    pub(crate) fn granted_by_push(mut self, now: Moment) -> Self {
+        self.ear = None;
+        self.only_look = true;
+        self.attend_at = now + FIRST_LOOK;
         self
     }
 
-    fn plan_renewal(&mut self) {
-        self.attend_at = match self.renew_every {
-            Some(every) => self.claim.sent(self.granted_until) + every,
-            None => Moment::NEVER,
+    fn plan_renewal(&mut self, now: Moment) {
+        let Some(every) = self.renew_every else {
+            self.attend_at = Moment::NEVER;
+            return;
         };
+        self.attend_at = self.claim.sent(self.granted_until) + every;
+        if self.attend_at <= now {
+            // Granted for less than the TTL, or answered late.
+            self.attend_at = now + every.min(self.granted_until.since(now) / 3);
+        }
     }
 
     fn plan_retry(&mut self, now: Moment) {
@@ -104,9 +116,10 @@ impl Watch {
     }
 
     fn wants_attention(&self, now: Moment) -> bool {
-        let early = self
-            .renew_every
-            .map_or(Duration::ZERO, |every| GATHER.min(every / GATHER_SHARE));
+        let early = match self.renew_every {
+            Some(every) if self.ear.is_some() => GATHER.min(every / GATHER_SHARE),
+            _ => Duration::ZERO,
+        };
         !self.in_flight && self.attend_at.minus(early) <= now
     }
 
@@ -129,7 +142,7 @@ impl Watch {
     }
 
     fn answered(&mut self, now: Moment) {
-        self.plan_renewal();
+        self.plan_renewal(now);
         if std::mem::take(&mut self.again) {
             self.attend_at = now;
         }
@@ -286,7 +299,7 @@ impl Roster {
                 due.push(Due::Question {
                     id,
                     claim: Arc::clone(&watch.claim),
-                    extend: watch.renew_every.is_some(),
+                    extend: watch.renew_every.is_some() && !std::mem::take(&mut watch.only_look),
                     // Three tries fit into what is left of the lease.
                     within: command_timeout
                         .min(watch.lease.remaining() / 3)
@@ -384,7 +397,14 @@ mod tests {
             let claim = Arc::new(Claim::new(Arc::clone(&key), "v".into(), TTL));
             let deadline = claim.deadline(self.clock.now());
             let lease = Arc::new(Lease::new(self.clock.clone(), key, 1, deadline, None));
-            let watch = Watch::new(Arc::clone(&lease), claim, 0, deadline, renew_every);
+            let watch = Watch::new(
+                Arc::clone(&lease),
+                claim,
+                0,
+                deadline,
+                renew_every,
+                self.clock.now(),
+            );
             let (id, _) = self.roster.insert(watch).unwrap();
             (id, lease)
         }
@@ -456,7 +476,7 @@ mod tests {
         let claim = Arc::new(Claim::new(Arc::clone(&key), "w".into(), TTL));
         let deadline = claim.deadline(f.clock.now());
         let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
-        let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY));
+        let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY), f.clock.now());
         let (_, wake) = f.roster.insert(watch).unwrap();
         assert!(!wake);
     }
@@ -478,7 +498,14 @@ mod tests {
         let (_, lease) = f.watch(Some(EVERY));
         assert_eq!(f.roster.close().len(), 1);
         let claim = Arc::new(Claim::new(Arc::clone(lease.key()), "v".into(), TTL));
-        let watch = Watch::new(Arc::clone(&lease), claim, 0, lease.deadline(), None);
+        let watch = Watch::new(
+            Arc::clone(&lease),
+            claim,
+            0,
+            lease.deadline(),
+            None,
+            f.clock.now(),
+        );
         assert!(f.roster.insert(watch).is_err());
     }
 }

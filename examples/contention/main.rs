@@ -1,0 +1,267 @@
+//! How a lock behaves when many want it, on your own Redis.
+//!
+//! `cargo run --release --example contention` starts processes that contend for one key, and
+//! prints a table. It uses `REDIS_URL` if that is set, else a private redis-server from the PATH.
+
+#[path = "../support/mod.rs"]
+mod support;
+mod worker;
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use support::Redis;
+use worker::{Hold, Load};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|first| first == "--worker") {
+        return worker::run(&arguments[1..]);
+    }
+    let seconds = match arguments.first() {
+        Some(seconds) => seconds.parse()?,
+        None => 3,
+    };
+    let redis = Redis::find();
+    let Some(url) = redis.url() else {
+        println!("Processes cannot contend in memory: set REDIS_URL, or install redis-server.");
+        return Ok(());
+    };
+    println!();
+    println!(
+        "{:34} {:>10} {:>9} {:>9} {:>6} {:>8} {:>6}",
+        "", "cycles/s", "mean", "p99", "Jain", "requests", "held"
+    );
+    for case in cases() {
+        let row = measure(&url, &redis.prefix(), &case, Duration::from_secs(seconds))?;
+        println!("{:34} {row}", case.name);
+    }
+    println!();
+    println!("mean, p99: from one holder's release to the next one's lock, ms");
+    println!("Jain:      fairness over all tasks; 1 is fair, 1/tasks is one task taking all");
+    println!("requests:  scripts that Redis ran for each lock that was acquired");
+    println!("held:      share of the time in which somebody had the lock");
+    Ok(())
+}
+
+struct Case {
+    name: &'static str,
+    processes: usize,
+    load: Load,
+}
+
+fn cases() -> Vec<Case> {
+    let millis = Duration::from_millis;
+    let case = |name, processes, tasks, section, pause, handover| Case {
+        name,
+        processes,
+        load: Load {
+            tasks,
+            section,
+            pause,
+            handover,
+        },
+    };
+    let none = Duration::ZERO;
+    vec![
+        case(
+            "1 process, 1 task, empty section",
+            1,
+            1,
+            none,
+            none,
+            millis(10),
+        ),
+        case(
+            "1 process, 64 tasks, empty section",
+            1,
+            64,
+            none,
+            none,
+            millis(10),
+        ),
+        case("the same without hand-over", 1, 64, none, none, none),
+        case(
+            "4 processes, 4 tasks, 5 ms section",
+            4,
+            4,
+            millis(5),
+            millis(10),
+            millis(10),
+        ),
+        case(
+            "2 processes, 1 task, 5 ms section",
+            2,
+            1,
+            millis(5),
+            none,
+            millis(10),
+        ),
+        case(
+            "8 processes, 1 task, 5 ms section",
+            8,
+            1,
+            millis(5),
+            none,
+            millis(10),
+        ),
+        case(
+            "24 processes, 1 task, 5 ms section",
+            24,
+            1,
+            millis(5),
+            none,
+            millis(10),
+        ),
+    ]
+}
+
+/// Runs the processes of a case, and returns its row of the table.
+fn measure(
+    url: &str,
+    prefix: &str,
+    case: &Case,
+    length: Duration,
+) -> Result<String, Box<dyn Error>> {
+    let key = format!("{prefix}contention:{}:{}", case.processes, case.load.tasks);
+    let mut workers = (0..case.processes)
+        .map(|_| Worker::start(url, &key, &case.load, length))
+        .collect::<Result<Vec<_>, _>>()?;
+    for worker in &mut workers {
+        worker.expect("ready")?;
+    }
+    let before = scripts_run(url)?;
+    for worker in &mut workers {
+        worker.go()?;
+    }
+    let mut counts = Vec::new();
+    let mut holds = Vec::new();
+    for worker in &mut workers {
+        worker.collect(&mut counts, &mut holds)?;
+    }
+    let requests = scripts_run(url)? - before;
+    Ok(row(&counts, holds, requests, length))
+}
+
+fn row(counts: &[u64], mut holds: Vec<Hold>, requests: u64, length: Duration) -> String {
+    let cycles: u64 = counts.iter().sum();
+    holds.sort_by_key(|hold| hold.from);
+    let mut gaps: Vec<f64> = holds
+        .windows(2)
+        .map(|pair| pair[1].from.saturating_sub(pair[0].until) as f64 / 1e6)
+        .collect();
+    gaps.sort_by(f64::total_cmp);
+    let held: u64 = holds.iter().map(|hold| hold.until - hold.from).sum();
+    let span = match (holds.first(), holds.last()) {
+        (Some(first), Some(last)) => (last.until - first.from) as f64,
+        _ => f64::NAN,
+    };
+    let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+    let p99 = gaps.get(gaps.len() * 99 / 100).copied().unwrap_or(f64::NAN);
+    let waits = if counts.len() > 1 && held > 0 {
+        format!("{mean:9.3} {p99:9.3}")
+    } else {
+        format!("{:>9} {:>9}", "-", "-")
+    };
+    let share = if held > 0 && counts.len() > 1 {
+        format!("{:5.1}%", held as f64 / span * 100.0)
+    } else {
+        format!("{:>6}", "-")
+    };
+    format!(
+        "{:10.0} {waits} {:6.3} {:8.2} {share}",
+        cycles as f64 / length.as_secs_f64(),
+        jain(counts),
+        requests as f64 / cycles as f64,
+    )
+}
+
+/// Jain's fairness index.
+fn jain(counts: &[u64]) -> f64 {
+    let sum: f64 = counts.iter().map(|&count| count as f64).sum();
+    let squares: f64 = counts.iter().map(|&count| (count as f64).powi(2)).sum();
+    sum * sum / (counts.len() as f64 * squares)
+}
+
+/// How many scripts the server has run so far.
+fn scripts_run(url: &str) -> Result<u64, Box<dyn Error>> {
+    let mut connection = redis::Client::open(url)?.get_connection()?;
+    let mut info = redis::cmd("INFO");
+    let stats: String = info.arg("commandstats").query(&mut connection)?;
+    let calls = |line: &str| {
+        let rest = line.strip_prefix("cmdstat_eval")?;
+        let (_, rest) = rest.split_once(":calls=")?;
+        rest.split(',').next()?.parse::<u64>().ok()
+    };
+    Ok(stats.lines().filter_map(calls).sum())
+}
+
+/// A process of this program that contends; ended with the value.
+struct Worker {
+    child: Child,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Worker {
+    fn start(url: &str, key: &str, load: &Load, length: Duration) -> Result<Self, Box<dyn Error>> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("--worker")
+            .args([url, key])
+            .args(load.arguments())
+            .arg(length.as_micros().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let output = child.stdout.take().ok_or("no output")?;
+        Ok(Self {
+            child,
+            output: BufReader::new(output),
+        })
+    }
+
+    fn expect(&mut self, word: &str) -> Result<(), Box<dyn Error>> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        if line.trim() == word {
+            Ok(())
+        } else {
+            Err(format!("a worker said {line:?} instead of {word:?}").into())
+        }
+    }
+
+    fn go(&mut self) -> std::io::Result<()> {
+        match &mut self.child.stdin {
+            Some(input) => input.write_all(b"go\n"),
+            None => Ok(()),
+        }
+    }
+
+    fn collect(
+        &mut self,
+        counts: &mut Vec<u64>,
+        holds: &mut Vec<Hold>,
+    ) -> Result<(), Box<dyn Error>> {
+        for line in (&mut self.output).lines() {
+            let line = line?;
+            match line.split_once(' ') {
+                Some(("count", count)) => counts.push(count.parse()?),
+                _ => holds.push(Hold::parse(&line).ok_or("a worker is not understood")?),
+            }
+        }
+        let status = self.child.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err("a worker failed".into())
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

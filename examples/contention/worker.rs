@@ -1,0 +1,127 @@
+//! One process that contends.
+
+#![allow(unreachable_pub, reason = "a module of a program")]
+
+use std::error::Error;
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redlease::{Lock, Locker};
+use rustix::time::{ClockId, clock_gettime};
+
+/// What each process does.
+pub struct Load {
+    pub tasks: usize,
+    /// How long a task holds the lock.
+    pub section: Duration,
+    /// How long it rests before it wants the lock again.
+    pub pause: Duration,
+    pub handover: Duration,
+}
+
+impl Load {
+    pub fn arguments(&self) -> [String; 4] {
+        [
+            self.tasks.to_string(),
+            self.section.as_micros().to_string(),
+            self.pause.as_micros().to_string(),
+            self.handover.as_micros().to_string(),
+        ]
+    }
+}
+
+/// When the lock was held, in nanoseconds of the clock that all processes share.
+pub struct Hold {
+    pub from: u64,
+    pub until: u64,
+}
+
+impl Hold {
+    pub fn parse(line: &str) -> Option<Self> {
+        let (from, until) = line.split_once(' ')?;
+        Some(Self {
+            from: from.parse().ok()?,
+            until: until.parse().ok()?,
+        })
+    }
+}
+
+pub fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
+    let [url, key, numbers @ ..] = arguments else {
+        return Err("too few arguments".into());
+    };
+    let numbers = numbers
+        .iter()
+        .map(|number| number.parse::<u64>())
+        .collect::<Result<Vec<_>, _>>()?;
+    let [tasks, section, pause, handover, length] = numbers[..] else {
+        return Err("too few numbers".into());
+    };
+    let load = Arc::new(Load {
+        tasks: usize::try_from(tasks)?,
+        section: Duration::from_micros(section),
+        pause: Duration::from_micros(pause),
+        handover: Duration::from_micros(handover),
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    runtime.block_on(contend(url, key, load, Duration::from_micros(length)))
+}
+
+async fn contend(
+    url: &str,
+    key: &str,
+    load: Arc<Load>,
+    length: Duration,
+) -> Result<(), Box<dyn Error>> {
+    let locker = Locker::connect(url).await?;
+    let lock = locker.lock(key).handover_for(load.handover);
+    println!("ready");
+    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
+    let end = Instant::now() + length;
+    let tasks: Vec<_> = (0..load.tasks)
+        .map(|_| tokio::spawn(task(lock.clone(), Arc::clone(&load), end)))
+        .collect();
+    let mut output = BufWriter::new(std::io::stdout().lock());
+    for task in tasks {
+        let (count, holds) = task.await??;
+        writeln!(output, "count {count}")?;
+        for hold in holds {
+            writeln!(output, "{} {}", hold.from, hold.until)?;
+        }
+    }
+    output.flush()?;
+    Ok(())
+}
+
+async fn task(
+    lock: Lock,
+    load: Arc<Load>,
+    end: Instant,
+) -> Result<(u64, Vec<Hold>), redlease::Error> {
+    let mut count = 0;
+    let mut holds = Vec::new();
+    while Instant::now() < end {
+        let guard = lock.lock().await?;
+        count += 1;
+        if load.section.is_zero() {
+            // Millions of these: they are counted, not recorded.
+            drop(guard);
+            continue;
+        }
+        let from = now();
+        tokio::time::sleep(load.section).await;
+        holds.push(Hold { from, until: now() });
+        drop(guard);
+        tokio::time::sleep(load.pause).await;
+    }
+    Ok((count, holds))
+}
+
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
