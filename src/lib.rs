@@ -68,8 +68,8 @@
 //!   notification is lost.
 //! * **P12 drop anywhere** Dropping a guard never panics, never blocks an asynchronous thread on
 //!   I/O, and works with no runtime, on any thread, while unwinding, and as the last act before
-//!   `main` returns. The exception is by design: the drop of a [`Locker`]'s last handle waits for
-//!   pending releases, at most [`Builder::flush_timeout`].
+//!   `main` returns. One drop waits, by design: that of a [`Locker`]'s last handle, on its thread,
+//!   for pending releases, at most [`Builder::flush_timeout`].
 //! * **P13 trouble is not loss** NOSCRIPT, LOADING, READONLY, MOVED, a reconnect or a time-out is
 //!   retried inside the lease, and never turned into "lost" before the deadline. A server that is
 //!   down is [`Error::Unavailable`], never "taken", never an endless loop.
@@ -81,6 +81,8 @@
 //! * Exclusion across what makes Redis forget or misjudge the key: a failover that lost it (a
 //!   replica may lack an acknowledged write), a restart without its data, a step of the server's
 //!   clock, eviction (set `maxmemory-policy noeviction`), `FLUSHALL`.
+//! * An end to a holder that hangs. It is renewed for as long as its process lives, and so is a
+//!   guard that was leaked, unless [`Lock::max_hold`] is set.
 //! * Re-entrance. A task that acquires a key that it holds waits for itself.
 //!
 //! # Losing the lock
@@ -94,8 +96,8 @@
 //! * race the work against [`lost`](LockGuard::lost), or let
 //!   [`run_until_lost`](LockGuard::run_until_lost) and [`Lock::run`] do it: the work is dropped at
 //!   its next `.await`;
-//! * call [`renew`](LockGuard::renew) before a step that counts: a round trip, after which the
-//!   lease has its full TTL ahead;
+//! * call [`renew`](LockGuard::renew) before a step that counts: a round trip, which asks Redis
+//!   and starts the lease's full length anew;
 //! * send the fencing token along with each write.
 //!
 //! A loss ends the lease, not the process' outstanding writes: undoing them is the caller's.
