@@ -39,6 +39,9 @@ const SHORT: Scale = Scale {
     keys: 10,
 };
 
+/// As long as the value of a lock.
+const VALUE: &str = "00000000-0000-4000-8000-000000000000:host/1234";
+
 fn main() -> Outcome<()> {
     let full = std::env::args().any(|argument| argument == "--bench");
     let scale = if full { FULL } else { SHORT };
@@ -69,8 +72,8 @@ fn main() -> Outcome<()> {
     }
 
     println!(
-        "\nserver time by INFO commandstats, average of {} keys",
-        scale.keys
+        "\nserver time by INFO commandstats, {} keys; median of {} rounds",
+        scale.keys, scale.rounds
     );
     let runtime = current_thread.enable_all().build()?;
     for (what, micros) in runtime.block_on(server_time(&server, &scale))? {
@@ -120,7 +123,14 @@ async fn server_time(server: &PrivateServer, scale: &Scale) -> Outcome<Vec<(&'st
     let mut connection = connect(server).await?;
     let locker = Locker::connect(server.url()).await?;
     let keys: Vec<String> = (0..scale.keys).map(|n| format!("bench:{n}")).collect();
-    let mut found = ["SET NX PX", "DEL", "acquire", "release"].map(|what| (what, Vec::new()));
+    let whats = [
+        "SET NX PX",
+        "DEL",
+        "SET NX PX in a script",
+        "acquire",
+        "release",
+    ];
+    let mut found = whats.map(|what| (what, Vec::new()));
     // The first round makes the scripts known, and the fencing counters.
     for _ in 0..=scale.rounds {
         reset(&mut connection).await?;
@@ -133,18 +143,27 @@ async fn server_time(server: &PrivateServer, scale: &Scale) -> Outcome<Vec<(&'st
         }
         found[1].1.push(average(&mut connection, "del").await?);
 
+        reset(&mut connection).await?;
+        for key in &keys {
+            set_in_script(&mut connection, key).await?;
+        }
+        found[2].1.push(average(&mut connection, "evalsha").await?);
+        for key in &keys {
+            delete(&mut connection, key).await?;
+        }
+
         let mut guards = Vec::new();
         reset(&mut connection).await?;
         for key in &keys {
             let lock = locker.lock(key).ttl(Duration::from_secs(600));
             guards.push(lock.lock().await?);
         }
-        found[2].1.push(average(&mut connection, "evalsha").await?);
+        found[3].1.push(average(&mut connection, "evalsha").await?);
         reset(&mut connection).await?;
         for guard in guards {
             guard.release().await?;
         }
-        found[3].1.push(average(&mut connection, "evalsha").await?);
+        found[4].1.push(average(&mut connection, "evalsha").await?);
     }
     let medians = found.map(|(what, mut figures)| (what, median(&mut figures[1..])));
     Ok(medians.into())
@@ -157,10 +176,18 @@ async fn connect(server: &PrivateServer) -> Outcome<MultiplexedConnection> {
 
 async fn set(connection: &mut MultiplexedConnection, key: &str) -> Outcome<()> {
     let mut set = redis::cmd("SET");
-    set.arg(key)
-        .arg("a value as long as that of a lock: 36+")
-        .arg("NX");
+    set.arg(key).arg(VALUE).arg("NX");
     set.arg("PX").arg(10_000).exec_async(connection).await?;
+    Ok(())
+}
+
+/// The least that a script with a lock in it costs the server.
+async fn set_in_script(connection: &mut MultiplexedConnection, key: &str) -> Outcome<()> {
+    let script =
+        redis::Script::new("return redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])");
+    let mut call = script.key(key);
+    call.arg(VALUE).arg(10_000);
+    call.invoke_async::<()>(connection).await?;
     Ok(())
 }
 
