@@ -1,5 +1,169 @@
 //! Distributed locks on Redis: a guard whose lease renews itself, and says so on time when it is
 //! lost.
+//!
+//! Acquiring a [`Lock`] returns a [`LockGuard`]. While the guard lives, a watchdog renews its
+//! lease, so a job may take far longer than the TTL; when the guard is dropped, the lock is
+//! released; when the holder crashes, the TTL frees it. If the lease is lost all the same, the
+//! guard says so on time, whatever state Redis, the network or the caller's runtime is in.
+//!
+//! ```no_run
+//! use redlease::Locker;
+//!
+//! # async fn settle(id: u32, token: u64) {}
+//! # async fn commit(id: u32) {}
+//! # async fn example() -> Result<(), redlease::Error> {
+//! let locker = Locker::connect("redis://127.0.0.1/").await?; // one per process; clones are cheap
+//! let lock = locker.lock("invoice:42"); // a handle; no I/O
+//!
+//! let guard = lock.lock().await?; // waits its turn
+//! settle(42, guard.fencing_token()).await; // may take far longer than the TTL
+//! guard.ensure_held()?; // or: if guard.is_lost() { … }
+//! commit(42).await;
+//! guard.release().await?; // or drop(guard)
+//! # Ok(()) }
+//! ```
+//!
+//! The asynchronous API needs a tokio runtime. [`blocking`] has the same names without `async`
+//! and needs none. [`Locker::in_memory`] serves unit tests without a Redis.
+//!
+//! # Which lock should you use?
+//!
+//! * Only one process is involved: a `Mutex` (of `std`, or of `tokio` across an `.await`). It
+//!   costs nanoseconds, and cannot be lost.
+//! * All that the lock protects is in one database that has locks or transactions: use those.
+//!   They hold exactly as long as the transaction they protect, which no lease outside can.
+//! * Several processes share something that has no lock of its own (a job that is to run once, a
+//!   file store, an API of somebody else), and a Redis is there: this crate.
+//! * Two holders at a time would be a disaster rather than a waste: a lease is not enough,
+//!   whoever grants it. Let the protected store check the [fencing token](#fencing).
+//!
+//! # Promises
+//!
+//! Their numbers return in the names of the tests and in comments.
+//!
+//! * **P1 exclusion** Two guards of one key are never both `!is_lost()` at one instant, given that
+//!   clocks run at rates within 1 % of each other, that the server's wall clock is not stepped,
+//!   and that Redis does not lose the key by eviction, loss of data or failover.
+//! * **P2 exclusion over a quorum** The same over a majority of independent servers, with any
+//!   minority of them crashed, frozen or cut off.
+//! * **P3 conservative deadline** A lease ends here before it ends in Redis: at the instant before
+//!   the request was handed to the connection + TTL − (TTL/100 + 2 ms).
+//!   [`is_lost`](LockGuard::is_lost) turns true then by the clock alone.
+//! * **P4 prompt token** [`lost`](LockGuard::lost) fires at the deadline even if every thread of
+//!   the caller's runtime is blocked, and at once when Redis says that the key is not ours.
+//! * **P5 final** A guard that is lost stays lost; after that nothing is renewed.
+//! * **P6 owner only** Renewing and releasing touch only our own value, which is new for each
+//!   acquisition in Redis. A guard that passed its lease on to a waiter of the same process can no
+//!   longer reach it.
+//! * **P7 renewal only extends** A renewal never shortens a lease and never re-creates a key. (In
+//!   a quorum, one node's key may be repaired while the majority stands.)
+//! * **P8 fencing** Tokens are unique and grow in real time: if A's acquire returned before B's
+//!   began, B's token is larger. No assumption about timing. It survives the loss of the server's
+//!   data up to the error of the clients' wall clocks.
+//! * **P9 no deadlock** A crashed holder's lock is free after its TTL, a released one within a
+//!   round trip.
+//! * **P10 no leak** An acquire that was cancelled, timed out or failed leaves no key behind: it is
+//!   gone a moment later, at worst after one TTL.
+//! * **P11 no lost wake-up** A waiter tries again within a bounded time, even if every
+//!   notification is lost.
+//! * **P12 drop anywhere** Dropping a guard never panics, never blocks an asynchronous thread on
+//!   I/O, and works with no runtime, on any thread, while unwinding, and as the last act before
+//!   `main` returns. One drop waits, by design: that of a [`Locker`]'s last handle, on its thread,
+//!   for pending releases, at most [`Builder::flush_timeout`].
+//! * **P13 trouble is not loss** NOSCRIPT, LOADING, READONLY, MOVED, a reconnect or a time-out is
+//!   retried inside the lease, and never turned into "lost" before the deadline. A server that is
+//!   down is [`Error::Unavailable`], never "taken", never an endless loop.
+//!
+//! # What is not promised
+//!
+//! * Exclusion after `is_lost()` was read. A process can be paused between the question and the
+//!   write that follows, for longer than the lease lasts: use the fencing token.
+//! * Exclusion across what makes Redis forget or misjudge the key: a failover that lost it (a
+//!   replica may lack an acknowledged write), a restart without its data, a step of the server's
+//!   clock, eviction (set `maxmemory-policy noeviction`), `FLUSHALL`.
+//! * An end to a holder that hangs. It is renewed for as long as its process lives, and so is a
+//!   guard that was leaked, unless [`Lock::max_hold`] is set.
+//! * Re-entrance. A task that acquires a key that it holds waits for itself.
+//!
+//! # Losing the lock
+//!
+//! A lease is lost when it could not be renewed in time, when Redis says that its key is gone or
+//! is somebody else's, at [`Lock::max_hold`], and when the locker is closed; [`LostReason`] says
+//! which. What a holder does about it, from cheap to thorough:
+//!
+//! * ask [`is_lost`](LockGuard::is_lost) or [`ensure_held`](LockGuard::ensure_held) before each
+//!   step: a look at the clock, no I/O;
+//! * race the work against [`lost`](LockGuard::lost), or let
+//!   [`run_until_lost`](LockGuard::run_until_lost) and [`Lock::run`] do it: the work is dropped at
+//!   its next `.await`;
+//! * call [`renew`](LockGuard::renew) before a step that counts: a round trip, which asks Redis
+//!   and starts the lease's full length anew;
+//! * send the fencing token along with each write.
+//!
+//! A loss ends the lease, not the process' outstanding writes: undoing them is the caller's.
+//!
+//! # Fencing
+//!
+//! [`fencing_token`](LockGuard::fencing_token) is a number that is larger for each later
+//! acquisition of the same key. A store that remembers the largest one it has seen, and refuses
+//! smaller ones, is safe from a holder that was paused and does not know that its lease is over:
+//!
+//! ```sql
+//! UPDATE invoice SET state = 'settled', fence = :token WHERE id = 42 AND fence <= :token
+//! ```
+//!
+//! The number is below 2^53, so it fits a `BIGINT` and a double. It is the larger of the last one
+//! plus one and the client's wall clock in microseconds, so it keeps growing when Redis has lost
+//! its counter, as long as the clients' clocks differ by less than the time between the two
+//! acquisitions. Only the order means something; numbers are left out. In memory they count from 1.
+//!
+//! # Time and clocks
+//!
+//! This process measures a duration, from the request to the deadline (P3). Redis keeps a key's
+//! expiry by its wall clock, which is why a step of that clock breaks P1. The client's wall clock
+//! serves as the floor of the fencing token and for nothing else.
+//!
+//! On Linux the deadline is kept by `CLOCK_BOOTTIME`, which goes on while the machine sleeps, so
+//! that a laptop that wakes up does not take an old lease for a live one. The lease is shorter
+//! than the TTL by 1 % and 2 ms, for clocks that run at different rates and for the server's
+//! resolution.
+//!
+//! A server that answers slowly shortens the lease by as much, because it counts from the request.
+//!
+//! # Cancel safety
+//!
+//! Every future of this crate may be dropped at any `.await`.
+//!
+//! | dropped | what follows |
+//! |---|---|
+//! | [`Lock::lock`], [`try_lock`](Lock::try_lock), [`try_lock_for`](Lock::try_lock_for) | the place in the queue is lost; a request under way is undone in the background (P10) |
+//! | [`Lock::run`] | the routine is dropped, the lock is released in the background |
+//! | [`LockGuard::run_until_lost`] | the future inside is dropped; the lock stays held |
+//! | [`LockGuard::renew`] | the key may have been extended; the guard counts on the shorter lease |
+//! | [`LockGuard::release`] | the background thread releases the lock |
+//! | [`Locker::close`] | once polled, the locker is closed; only the wait ends |
+//!
+//! # Data in Redis
+//!
+//! For the lock `invoice:42`:
+//!
+//! | key | what it is |
+//! |---|---|
+//! | `invoice:42` | the lock: a string `<uuid>:<owner label>`, set with NX and PX; exists while the lock is held |
+//! | `{invoice:42}:fence` | the fencing counter, in the same cluster slot; expires seven days after its last use |
+//!
+//! While somebody waits, there may be more keys beside them under the same `{invoice:42}`. The
+//! key is used verbatim, behind [`Builder::prefix`] if there is one. A key that has a hash tag of
+//! its own, `a{b}c`, keeps it: its counter is `a{b}c:{fence}`.
+//!
+//! `redis-cli GET invoice:42` answers who has the lock: the label is `host/pid` unless
+//! [`Builder::owner`] says otherwise. `SET key value NX PX` is what most lock libraries in other
+//! languages do, and we exclude each other on the same key. A value that somebody else wrote is
+//! opaque to us; a key of another type (Redisson's locks are hashes) is [`Error::Refused`].
+//!
+//! # Cargo features
+//!
+//! None yet.
 
 #![forbid(unsafe_code)]
 
@@ -30,3 +194,8 @@ pub use locker::{Builder, Locker};
 pub use lost::{Lost, LostReason};
 pub use owner::Holder;
 pub use tokio_util::sync::CancellationToken;
+
+/// The README's code, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
