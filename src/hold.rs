@@ -23,7 +23,6 @@ use crate::backend::{Answer, Claim, Fences, Freed, Kept, Renewal};
 use crate::backoff::Backoff;
 use crate::engine::Engine;
 use crate::error::Error;
-use crate::fault::Fault;
 use crate::key::Key;
 use crate::lease::Lease;
 use crate::lease::clock::Moment;
@@ -50,6 +49,7 @@ impl Context {
     pub(crate) fn begin_close(&self) {
         self.engine.closing.cancel();
         self.queues.close();
+        self.engine.driver.take_over_cleanups();
         for watch in self.engine.driver.lose_all() {
             self.engine.driver.release(watch.claim, None);
         }
@@ -136,6 +136,7 @@ impl Hold {
             turn,
             won.deadline,
             terms.renew_every,
+            engine.driver.ear(),
             now,
         );
         let watch = if won.by_push {
@@ -207,18 +208,16 @@ impl Hold {
         match tenancy.next_step(&self.lease) {
             Step::Nothing => {}
             Step::HandOver => {
-                self.hand_on();
-                return Ok(Released::Freed);
+                if self.hand_on() {
+                    return Ok(Released::Freed);
+                }
             }
             Step::Keep => {
-                let answer = tenancy.ask_to_keep().await;
-                let outcome = match &answer {
-                    Ok(Kept::NotOurs) => Released::AlreadyLost,
-                    _ => Released::Freed,
-                };
-                if answer.is_ok() {
-                    self.kept(answer);
-                    return Ok(outcome);
+                // Without an answer, the release finds out how things stand.
+                if let Ok(kept) = tenancy.ask_to_keep().await
+                    && let Some(released) = self.go_on(kept)
+                {
+                    return Ok(released);
                 }
             }
             Step::Release => {}
@@ -260,30 +259,31 @@ impl Hold {
         }
     }
 
-    /// Goes on as Redis answered: to the next of this process, or to the end.
-    fn kept(&mut self, answer: Result<Kept, Fault>) {
-        match answer {
-            Ok(Kept::Ours { fences, deadline }) => {
-                if let Some(tenancy) = &mut self.tenancy {
-                    let driver = &tenancy.context.engine.driver;
-                    driver.note_renewal(tenancy.watch, Renewal::Renewed { deadline });
-                    tenancy.begin_stretch(fences);
-                }
-                self.hand_on();
+    /// Goes on as Redis answered; `None` if the claim is still to be released.
+    fn go_on(&mut self, kept: Kept) -> Option<Released> {
+        match kept {
+            Kept::Ours { fences, deadline } => {
+                let tenancy = self.tenancy.as_mut()?;
+                let driver = &tenancy.context.engine.driver;
+                driver.note_renewal(tenancy.watch, Renewal::Renewed { deadline });
+                tenancy.begin_stretch(fences);
+                self.hand_on().then_some(Released::Freed)
             }
-            Ok(Kept::NotOurs | Kept::PassedOn) => self.end(),
-            Err(_) => {}
+            Kept::NotOurs => {
+                self.end();
+                Some(Released::AlreadyLost)
+            }
+            Kept::PassedOn => {
+                self.end();
+                Some(Released::Freed)
+            }
         }
     }
 
-    /// Hands the lease to the next of this process; if he has gone, drops it the usual way.
-    fn hand_on(&mut self) {
-        let Some(tenancy) = self.tenancy.take() else {
-            return;
-        };
-        if let Some(tenancy) = tenancy.hand_over() {
-            tenancy.release();
-        }
+    /// Hands the lease to the next of this process; says whether there was one.
+    fn hand_on(&mut self) -> bool {
+        self.tenancy = self.tenancy.take().and_then(Tenancy::hand_over);
+        self.tenancy.is_none()
     }
 
     /// There is nothing left to give up (H2).
@@ -406,9 +406,10 @@ impl Tenancy {
                 lease,
                 tenancy: Some(self),
             };
-            if answer.is_ok() {
-                hold.kept(answer);
-            } else if let Some(tenancy) = hold.tenancy.take() {
+            let released = answer.ok().and_then(|kept| hold.go_on(kept));
+            if released.is_none()
+                && let Some(tenancy) = hold.tenancy.take()
+            {
                 tenancy.release();
             }
             drop(pending);

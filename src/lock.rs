@@ -315,7 +315,7 @@ impl Lock {
 
     fn terms(&self) -> Result<Terms, Error> {
         let terms = self.options.check(self.key.name())?;
-        if self.handle.engine.closing.is_cancelled() {
+        if self.handle.engine.driver.is_closed() {
             return Err(Error::closed(self.key.name()));
         }
         Ok(terms)

@@ -45,7 +45,7 @@ struct News {
 pub(crate) enum Nudge {
     /// The lock's key changed: of interest to the first of the queue.
     Changed,
-    /// A connection was lost, and perhaps news with it: of interest to all.
+    /// A connection was lost, and perhaps news with it, or all keys changed: of interest to all.
     Deaf,
 }
 
@@ -109,7 +109,12 @@ impl Wakeups {
 
 impl Signals for Wakeups {
     fn changed(&self, key: Option<&str>, runtime: Option<runtime::Id>) {
-        self.nudge(key, Nudge::Changed);
+        let nudge = match key {
+            Some(_) => Nudge::Changed,
+            // The queue may be gone, too.
+            None => Nudge::Deaf,
+        };
+        self.nudge(key, nudge);
         if let Some(driver) = self.driver() {
             driver.changed(key, runtime);
         }

@@ -33,6 +33,8 @@ const TIMEOUTS_BEFORE_REOPENING: u32 = 2;
 /// More requests than this may wait for their turn to be written without waiting for room.
 const QUEUED_REQUESTS: usize = 4096;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How long waiters do without pushes after one did not come.
+const DOUBT: Duration = Duration::from_secs(10);
 
 /// The connections to one server, one a runtime.
 pub(crate) struct Connections {
@@ -41,8 +43,10 @@ pub(crate) struct Connections {
     signals: Arc<dyn Signals>,
     /// The server does not speak RESP3, so there will be no pushes.
     plain: AtomicBool,
-    /// Pushes do not come, or not all of them; said once.
+    /// Pushes do not come, or not all of them: for good, or as it seems.
     deaf: AtomicBool,
+    deaf_until: Mutex<Option<Instant>>,
+    said_deaf: AtomicBool,
     slots: Mutex<HashMap<runtime::Id, Arc<Slot>>>,
 }
 
@@ -69,6 +73,8 @@ impl Connections {
             signals,
             plain: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            deaf_until: Mutex::default(),
+            said_deaf: AtomicBool::new(false),
             slots: Mutex::default(),
         })
     }
@@ -220,12 +226,28 @@ impl Connections {
 
     /// Whether pushes can be counted on for speed. They never are for correctness (P11).
     pub(crate) fn hears_pushes(&self) -> bool {
-        !self.deaf.load(Ordering::Relaxed)
+        if self.deaf.load(Ordering::Relaxed) {
+            return false;
+        }
+        let deaf_until = *self.deaf_until.lock();
+        deaf_until.is_none_or(|until| until <= Instant::now())
     }
 
-    /// Falls back to heartbeats alone, and says so once.
-    pub(crate) fn note_deaf(&self, why: &'static str) {
-        if !self.deaf.swap(true, Ordering::Relaxed) {
+    /// A push did not come: does without for a while. It may have been lost with a connection, or
+    /// never be sent.
+    pub(crate) fn note_missed_push(&self) {
+        *self.deaf_until.lock() = Some(Instant::now() + DOUBT);
+        self.say_deaf("a grant was not told");
+    }
+
+    /// Falls back to heartbeats alone for good.
+    fn note_deaf(&self, why: &'static str) {
+        self.deaf.store(true, Ordering::Relaxed);
+        self.say_deaf(why);
+    }
+
+    fn say_deaf(&self, why: &'static str) {
+        if !self.said_deaf.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 server = %self.server,
                 why,

@@ -161,7 +161,7 @@ impl Node {
             [granted @ (1 | 2), first] => {
                 if granted == 2 {
                     // The same connection would have brought the message first.
-                    self.connections.note_deaf("a grant was not told");
+                    self.connections.note_missed_push();
                 }
                 Beat::Granted {
                     fences: Fences {

@@ -28,11 +28,13 @@ use crate::backend::{Backend, Claim, Renewal};
 use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::{Clock, Moment};
-use crate::lease::release::Pending;
+use crate::lease::release::{Cleanups, Pending};
 use crate::lease::watchdog::{Due, Ear, Roster, Watch};
 use crate::lost::LostReason;
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+/// How long the thread goes on with releases that are pending when the locker is gone.
+const LONGEST_END: Duration = Duration::from_secs(10);
 
 /// What the driver tells about the end of a holder's turn: the key, and the turn's number.
 pub(crate) trait Vacate: Send + Sync + 'static {
@@ -45,6 +47,7 @@ pub(crate) struct Driver {
     pub(crate) clock: Clock,
     pub(crate) command_timeout: Duration,
     pub(crate) pending: Pending,
+    pub(crate) cleanups: Cleanups,
     handle: Handle,
     vacate: Arc<dyn Vacate>,
     roster: Mutex<Roster>,
@@ -87,6 +90,7 @@ impl Driver {
             clock,
             command_timeout,
             pending: Pending::default(),
+            cleanups: Cleanups::default(),
             handle,
             vacate,
             roster: Mutex::default(),
@@ -100,9 +104,9 @@ impl Driver {
         self.handle.spawn(future);
     }
 
-    /// Watches a lease until [`unwatch`](Self::unwatch). If the thread is gone, the lease is lost
-    /// at once.
-    pub(crate) fn watch(&self, watch: Watch) -> u64 {
+    /// Watches a lease until [`unwatch`](Self::unwatch). If the locker is closed, or the thread gone,
+    /// the lease is lost at once.
+    pub(crate) fn watch(self: &Arc<Self>, watch: Watch) -> u64 {
         match self.roster.lock().insert(watch) {
             Ok((id, early)) => {
                 self.wake_if(early);
@@ -110,6 +114,7 @@ impl Driver {
             }
             Err(watch) => {
                 watch.lease.lose(LostReason::Closed);
+                self.release(watch.claim, None);
                 0
             }
         }
@@ -132,7 +137,7 @@ impl Driver {
 
     /// Enters what a caller heard about a claim.
     pub(crate) fn note_renewal(&self, id: u64, renewal: Renewal) {
-        self.settle(id, Ok(renewal), Ear::Caller);
+        self.settle(id, Ok(renewal), false);
     }
 
     /// Whether a lease with this value is on the roster.
@@ -142,7 +147,7 @@ impl Driver {
 
     /// Somebody changed a key, or all: asks Redis about the leases on them.
     pub(crate) fn changed(&self, key: Option<&str>, heard_on: Option<runtime::Id>) {
-        let ear = heard_on.map(|runtime| self.ear(runtime));
+        let ear = heard_on.map(|runtime| self.ear_of(runtime));
         let now = self.clock.now();
         let early = self.roster.lock().changed(key, ear, now);
         self.wake_if(early);
@@ -151,7 +156,7 @@ impl Driver {
     /// A connection was lost, and with it what it would have heard.
     pub(crate) fn deaf(&self, runtime: runtime::Id) {
         let now = self.clock.now();
-        let early = self.roster.lock().deaf(self.ear(runtime), now);
+        let early = self.roster.lock().deaf(self.ear_of(runtime), now);
         self.wake_if(early);
     }
 
@@ -170,7 +175,8 @@ impl Driver {
     }
 
     /// Blocks until no release is pending, at most `bound`.
-    pub(crate) fn flush(&self, bound: Duration) {
+    pub(crate) fn flush(self: &Arc<Self>, bound: Duration) {
+        self.take_over_cleanups();
         // The thread cannot wait for itself.
         if !self.is_here() {
             self.pending.wait(bound);
@@ -186,7 +192,21 @@ impl Driver {
         Handle::try_current().is_ok_and(|here| here.id() == self.handle.id())
     }
 
-    fn ear(&self, runtime: runtime::Id) -> Ear {
+    /// Whose connection the present thread uses.
+    pub(crate) fn ear(&self) -> Ear {
+        if self.is_here() {
+            Ear::Driver
+        } else {
+            Ear::Caller
+        }
+    }
+
+    /// Whether leases are turned away: the locker was closed, or the thread has ended.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.roster.lock().is_closed()
+    }
+
+    fn ear_of(&self, runtime: runtime::Id) -> Ear {
         if runtime == self.handle.id() {
             Ear::Driver
         } else {
@@ -200,13 +220,13 @@ impl Driver {
         }
     }
 
-    /// Enters what became of a renewal.
-    fn settle(&self, id: u64, answer: Result<Renewal, Fault>, ear: Ear) {
+    /// Enters what became of a renewal, over the connection of the present thread.
+    fn settle(&self, id: u64, answer: Result<Renewal, Fault>, asked_by_driver: bool) {
         let now = self.clock.now();
         let mut roster = self.roster.lock();
         let (reason, watch) = match answer {
             Ok(Renewal::Renewed { deadline }) => {
-                let early = roster.renewed(id, deadline, ear, now);
+                let early = roster.renewed(id, deadline, self.ear(), asked_by_driver, now);
                 return self.wake_if(early);
             }
             Ok(Renewal::Removed) => (LostReason::Removed, roster.remove(id)),
@@ -258,8 +278,11 @@ impl Driver {
                 }
             };
             tokio::select! {
-                // Releases end by themselves, at the latest with their TTL.
-                () = self.stop.notified() => return self.pending.wait_async().await,
+                () = self.stop.notified() => {
+                    let pending = self.pending.wait_async();
+                    let _ = tokio::time::timeout(LONGEST_END, pending).await;
+                    return;
+                }
                 () = self.wake.notified() => {}
                 () = sleep => {}
             }
@@ -293,7 +316,7 @@ impl Driver {
 
     async fn renew(self: Arc<Self>, id: u64, claim: Arc<Claim>, within: Duration) {
         let answer = self.backend.renew(&claim, within).await;
-        self.settle(id, answer, Ear::Driver);
+        self.settle(id, answer, true);
     }
 
     /// Asks whether the key is ours, for a holder that renews by himself.
@@ -307,7 +330,7 @@ impl Driver {
             Ok(None) => Ok(Renewal::Removed),
             Err(fault) => Err(fault),
         };
-        self.settle(id, answer, Ear::Driver);
+        self.settle(id, answer, true);
     }
 }
 

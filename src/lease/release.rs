@@ -172,43 +172,61 @@ impl Driver {
             self.leave(Arc::clone(claim));
         }
         for Cleanup { runtime, run } in cleanups {
-            let errand = Errand::new(self, Arc::clone(claim), Manner::Leave, None);
+            self.cleanups.0.lock().push(Arc::clone(claim));
             runtime.spawn(CleaningUp {
                 run,
-                errand: Some(errand),
+                is_done: false,
+                driver: Arc::clone(self),
+                claim: Arc::clone(claim),
             });
+        }
+    }
+
+    /// Does what other runtimes were to clean up, which may have no chance to any more.
+    pub(crate) fn take_over_cleanups(self: &Arc<Self>) {
+        let claims = std::mem::take(&mut *self.cleanups.0.lock());
+        for claim in claims {
+            self.leave(claim);
         }
     }
 }
 
-/// A clean-up on the caller's runtime. If that ends first, or the way is broken, the driver does
-/// it.
+/// The claims that callers' runtimes are cleaning up.
+#[derive(Debug, Default)]
+pub(crate) struct Cleanups(Mutex<Vec<Arc<Claim>>>);
+
+impl Cleanups {
+    /// Says whether the claim was still there.
+    fn remove(&self, claim: &Arc<Claim>) -> bool {
+        let mut claims = self.0.lock();
+        let place = claims.iter().position(|known| Arc::ptr_eq(known, claim));
+        place.map(|place| claims.swap_remove(place)).is_some()
+    }
+}
+
+/// A clean-up on the caller's runtime, over the connection that the request took. If the runtime
+/// ends first, or the connection is broken, the driver does it.
 struct CleaningUp {
     run: Answer<'static, Freed>,
-    errand: Option<Errand>,
+    is_done: bool,
+    driver: Arc<Driver>,
+    claim: Arc<Claim>,
 }
 
 impl Future for CleaningUp {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.run.as_mut().poll(context) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(answer) => {
-                if answer.is_ok() {
-                    self.errand = None;
-                }
-                Poll::Ready(())
-            }
-        }
+        let answer = std::task::ready!(self.run.as_mut().poll(context));
+        self.is_done = answer.is_ok();
+        Poll::Ready(())
     }
 }
 
 impl Drop for CleaningUp {
     fn drop(&mut self) {
-        if let Some(errand) = self.errand.take() {
-            let driver = Arc::clone(&errand.driver);
-            driver.spawn(errand.run());
+        if self.driver.cleanups.remove(&self.claim) && !self.is_done {
+            self.driver.leave(Arc::clone(&self.claim));
         }
     }
 }

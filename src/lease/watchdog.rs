@@ -61,13 +61,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches a lease from its grant over the caller's connection.
+    /// Watches a lease from its grant over the connection of `ear`.
     pub(crate) fn new(
         lease: Arc<Lease>,
         claim: Arc<Claim>,
         turn: u64,
         granted_until: Moment,
         renew_every: Option<Duration>,
+        ear: Ear,
         now: Moment,
     ) -> Self {
         let mut watch = Self {
@@ -80,7 +81,7 @@ impl Watch {
             in_flight: false,
             again: false,
             only_look: false,
-            ear: Some(Ear::Caller),
+            ear: Some(ear),
             wake: Moment::NEVER,
         };
         watch.plan_renewal(now);
@@ -269,6 +270,10 @@ impl Roster {
         early
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Takes all leases off; later ones are turned away.
     pub(crate) fn close(&mut self) -> Vec<Watch> {
         self.closed = true;
@@ -318,16 +323,24 @@ impl Roster {
         next
     }
 
-    /// The claim was extended until `deadline`, by a request over `ear`'s connection. Says whether
-    /// the driver must be woken.
-    pub(crate) fn renewed(&mut self, id: u64, deadline: Moment, ear: Ear, now: Moment) -> bool {
+    /// The claim was extended until `deadline`, by a request over `ear`'s connection, in answer to
+    /// the question of the driver or to one of the holder's own. Says whether the driver must be
+    /// woken.
+    pub(crate) fn renewed(
+        &mut self,
+        id: u64,
+        deadline: Moment,
+        ear: Ear,
+        asked_by_driver: bool,
+        now: Moment,
+    ) -> bool {
         let Some(watch) = self.entries.get_mut(&id) else {
             return false;
         };
         watch.granted_until = watch.granted_until.max(deadline);
         watch.ear = Some(ear);
         // W2: a caller's answer says nothing of a question of the driver's.
-        watch.in_flight &= ear == Ear::Caller;
+        watch.in_flight &= !asked_by_driver;
         watch.answered(now);
         watch.lease.forget_failure();
         watch.lease.extend(deadline);
@@ -403,6 +416,7 @@ mod tests {
                 0,
                 deadline,
                 renew_every,
+                Ear::Caller,
                 self.clock.now(),
             );
             let (id, _) = self.roster.insert(watch).unwrap();
@@ -476,7 +490,15 @@ mod tests {
         let claim = Arc::new(Claim::new(Arc::clone(&key), "w".into(), TTL));
         let deadline = claim.deadline(f.clock.now());
         let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
-        let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY), f.clock.now());
+        let watch = Watch::new(
+            lease,
+            claim,
+            0,
+            deadline,
+            Some(EVERY),
+            Ear::Caller,
+            f.clock.now(),
+        );
         let (_, wake) = f.roster.insert(watch).unwrap();
         assert!(!wake);
     }
@@ -504,6 +526,7 @@ mod tests {
             0,
             lease.deadline(),
             None,
+            Ear::Caller,
             f.clock.now(),
         );
         assert!(f.roster.insert(watch).is_err());
