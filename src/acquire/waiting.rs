@@ -1,4 +1,59 @@
 //! Waiting in the queue of Redis: heartbeats, grants, and the watch of the first over the holder.
+//!
+//! # Limitations
+//!
+//! * The order is that of the arrival in Redis' queue, among waiters that are alive. A contender
+//!   that finds the key free takes it, which happens after a crash only: a release never leaves
+//!   the key free while somebody waits.
+//! * Holders in other languages know nothing of the queue. Among them and us it is whoever comes
+//!   first; among us the order holds.
+//! * Liveness is measured by the server's wall clock, like every expiry in Redis.
+//! * A quorum has no queue, because several would disagree.
+//!
+//! # Protocol
+//!
+//! Beside the lock key there is, while somebody waits, a sorted set of the waiters' values by
+//! arrival and a hash of their records (`queue.lua`). All steps are scripts, so each is atomic.
+//!
+//! 1. A contender whose attempt was refused sends `enqueue`, and sends it again every third of its
+//!    waiter TTL (the lock's TTL within 0.5 s and 3 s): the heartbeat. It carries a stamp, the
+//!    contender's own clock when it was sent; the record keeps that of the last one that ran.
+//! 2. A holder's `release` takes the first of the queue that lives, sets the lock key to his value
+//!    for the rest of his waiter TTL (or his TTL, if that is shorter), and publishes the value, the
+//!    fencing number, the record's stamp and the *life*: the time from that heartbeat to the key's
+//!    expiry, by the server's clock. The channel is that of the connection that brought the
+//!    heartbeat.
+//! 3. Who hears of his grant holds from the stamp for the life, less the margin of P3, and renews.
+//! 4. `enqueue` finds its own value in the lock key if it was granted and did not hear; and if the
+//!    key is free with somebody before it, it makes the grant in the releaser's place.
+//! 5. Who gives up sends `leave`, which passes on what he was granted meanwhile. A grant for a
+//!    value that nobody here waits for or holds is answered by `leave`, too.
+//! 6. The first of the queue asks again when the holder's PTTL has passed and when Redis tells that
+//!    the lock key changed. Nobody else does either.
+//!
+//! # Invariants
+//!
+//! * **G1 No two holders.** The lock key holds one value at a time, and only the process of that
+//!   value counts a lease on it (P6). Every script that sets the key first finds it free, or
+//!   holding the caller's value.
+//! * **G2 A grant's lease never outlives the server's.** The stamp was read before the heartbeat
+//!   was sent, so before the server ran it. The key lives for *life* from that run by the server's
+//!   clock; the lease ends *life* less the margin after the stamp by ours. The argument is about
+//!   one heartbeat, that whose stamp the grant echoes: counted from the message's arrival, from
+//!   the last heartbeat sent or from the last one answered, it would be about another one, which
+//!   may be later than the one that the server had run when it granted.
+//! * **G3 No lost wake-up** (P11). Messages are hints. A live waiter's heartbeat finds a grant that
+//!   was not told, a key that is free, and a queue that lost him; so a waiter tries within a third
+//!   of his waiter TTL whatever is lost.
+//! * **G4 A dead waiter costs at most his waiter TTL, once.** At the head of the queue he is passed
+//!   over if he has not been heard of for that long. Granted before, his key expires that long
+//!   after his last heartbeat, and he is off the queue.
+//! * **G5 Nothing is left.** A record goes with its place. Both keys expire 10 s after the last
+//!   heartbeat, longer than any waiter lives, and an emptied set and hash are gone at once.
+//! * **G6 A ghost is harmless.** A heartbeat that runs after its waiter left puts him back. He is
+//!   passed over after his waiter TTL, or granted, and then step 5 passes the lock on at once.
+//!
+//! `tests/queue_model.rs` checks these exhaustively on a model.
 
 use tokio::time::{Instant, sleep_until, timeout};
 
