@@ -65,7 +65,7 @@
 //! * **P10 no leak** An acquire that was cancelled, timed out or failed leaves no key behind: it is
 //!   gone a moment later, at worst after one TTL.
 //! * **P11 no lost wake-up** A waiter tries again within a bounded time, even if every
-//!   notification is lost.
+//!   notification is lost: a third of its TTL, but no more than 1 s and no less than 170 ms.
 //! * **P12 drop anywhere** Dropping a guard never panics, never blocks an asynchronous thread on
 //!   I/O, and works with no runtime, on any thread, while unwinding, and as the last act before
 //!   `main` returns. One drop waits, by design: that of a [`Locker`]'s last handle, on its thread,
@@ -151,9 +151,13 @@
 //! |---|---|
 //! | `invoice:42` | the lock: a string `<uuid>:<owner label>`, set with NX and PX; exists while the lock is held |
 //! | `{invoice:42}:fence` | the fencing counter, in the same cluster slot; expires seven days after its last use |
+//! | `{invoice:42}:lock-queue` | the waiters by arrival, a sorted set; exists while somebody waits |
+//! | `{invoice:42}:lock-waiters` | what is known of each waiter, a hash; exists while somebody waits |
 //!
-//! While somebody waits, there may be more keys beside them under the same `{invoice:42}`. The
-//! key is used verbatim, behind [`Builder::prefix`] if there is one. A key that has a hash tag of
+//! Grants are published to the channels `redlease:<uuid>`, one for each connection that has waited.
+//! An ACL user needs `EVALSHA` and `EVAL` with what the scripts call on these keys; `CLIENT
+//! TRACKING`, `SUBSCRIBE` and `PUBLISH` make waiting and the notice of a theft prompt, and can be
+//! missing. The key is used verbatim, behind [`Builder::prefix`] if there is one. A key that has a hash tag of
 //! its own, `a{b}c`, keeps it: its counter is `a{b}c:{fence}`.
 //!
 //! `redis-cli GET invoice:42` answers who has the lock: the label is `host/pid` unless

@@ -37,7 +37,11 @@ use crate::owner::Holder;
 ///
 /// # Waiting
 ///
-/// Within one process, waiters get the lock in the order in which they came.
+/// First come, first served, without polling. Within one process, waiters get the lock in the
+/// order in which they came, and a released lease changes hands without a round trip (see
+/// [`handover_for`](Self::handover_for)). Between processes on one server there is a queue in
+/// Redis; a release grants the lock straight to the next who is alive. Waiters of other programs
+/// that do not know the queue take the lock whenever they find it free.
 ///
 /// # Examples
 ///
@@ -118,7 +122,11 @@ impl Lock {
     /// Sets for how long at a stretch a process passes the lock on among its own waiters before
     /// it asks Redis whether anybody else waits.
     ///
-    /// Zero switches the local hand-over off. Defaults to 10 milliseconds.
+    /// If nobody else waits, the lock is kept for the next stretch; if somebody does, it goes to
+    /// him. A lease goes over only to a waiter with the same TTL and the same `renew_every`, each
+    /// holder with a token, a `max_hold` and a fencing number of his own. Zero switches the local
+    /// hand-over off; so does [`auto_renew(false)`](Self::auto_renew). Defaults to 10
+    /// milliseconds.
     pub fn handover_for(mut self, stretch: Duration) -> Self {
         self.options.handover_for = stretch;
         self
