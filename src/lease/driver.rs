@@ -27,7 +27,7 @@ use crate::backend::{Backend, Claim, Renewal};
 use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::Clock;
-use crate::lease::release::Pending;
+use crate::lease::pending::Pending;
 use crate::lease::watchdog::{Due, Roster, Watch};
 use crate::lost::LostReason;
 

@@ -4,48 +4,14 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::Notify;
+use tokio::runtime::RuntimeFlavor;
 
 use crate::backend::{Claim, Cleanup, Freed};
 use crate::backoff::Backoff;
 use crate::fault::Fault;
 use crate::lease::driver::{Driver, Shared};
-
-/// How many releases are still to be confirmed.
-#[derive(Debug, Default)]
-pub(crate) struct Pending {
-    count: Mutex<usize>,
-    none_left: Condvar,
-    none_left_async: Notify,
-}
-
-impl Pending {
-    /// Blocks until no release is pending, at most `bound`; says whether none is.
-    pub(crate) fn wait(&self, bound: Duration) -> bool {
-        let until = Instant::now() + bound;
-        let mut count = self.count.lock();
-        while *count > 0 {
-            if self.none_left.wait_until(&mut count, until).timed_out() {
-                break;
-            }
-        }
-        *count == 0
-    }
-
-    /// Waits until no release is pending.
-    pub(crate) async fn wait_async(&self) {
-        loop {
-            let notified = self.none_left_async.notified();
-            if *self.count.lock() == 0 {
-                return;
-            }
-            notified.await;
-        }
-    }
-}
 
 /// One release, from the moment it is handed over until it is confirmed or given up.
 ///
@@ -55,15 +21,29 @@ struct Errand {
     claim: Arc<Claim>,
     /// The holder's turn in the process' queue, if this release ends one.
     turn: Option<u64>,
+    on_callers_thread: bool,
 }
 
 impl Errand {
-    fn new(shared: &Arc<Shared>, claim: Arc<Claim>, turn: Option<u64>) -> Self {
-        *shared.pending.count.lock() += 1;
+    fn new(
+        shared: &Arc<Shared>,
+        claim: Arc<Claim>,
+        turn: Option<u64>,
+        on_callers_thread: bool,
+    ) -> Self {
+        shared.pending.begin(on_callers_thread);
         Self {
             shared: Arc::clone(shared),
             claim,
             turn,
+            on_callers_thread,
+        }
+    }
+
+    /// From here on, the driver's thread carries it out.
+    fn leave_callers_thread(&mut self) {
+        if std::mem::take(&mut self.on_callers_thread) {
+            self.shared.pending.leave_callers_thread();
         }
     }
 
@@ -108,25 +88,27 @@ impl Errand {
 impl Drop for Errand {
     fn drop(&mut self) {
         self.vacate();
-        let mut count = self.shared.pending.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            self.shared.pending.none_left.notify_all();
-            self.shared.pending.none_left_async.notify_waiters();
-        }
+        self.shared.pending.end(self.on_callers_thread);
     }
 }
 
 impl Driver {
     /// Releases a claim in the background, and then ends the turn.
     pub(crate) fn release(&self, claim: Arc<Claim>, turn: Option<u64>) {
-        self.spawn(Errand::new(self.shared(), claim, turn).run());
+        self.spawn(Errand::new(self.shared(), claim, turn, false).run());
     }
 
     /// Undoes an acquire that was cut short, whether or not it was carried out (P10).
     pub(crate) fn clean_up(&self, claim: &Arc<Claim>) {
         for Cleanup { runtime, run } in self.shared().backend.disown(claim) {
-            let errand = Errand::new(self.shared(), Arc::clone(claim), None);
+            let one_thread = runtime.runtime_flavor() == RuntimeFlavor::CurrentThread;
+            let callers = runtime.id() != self.handle().id();
+            let errand = Errand::new(
+                self.shared(),
+                Arc::clone(claim),
+                None,
+                one_thread && callers,
+            );
             runtime.spawn(CleaningUp {
                 run,
                 errand: Some(errand),
@@ -162,7 +144,8 @@ impl Future for CleaningUp {
 
 impl Drop for CleaningUp {
     fn drop(&mut self) {
-        if let Some(errand) = self.errand.take() {
+        if let Some(mut errand) = self.errand.take() {
+            errand.leave_callers_thread();
             self.driver.spawn(errand.run());
         }
     }
