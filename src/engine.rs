@@ -198,6 +198,7 @@ impl Hold {
     pub(crate) async fn release(mut self) -> Result<Released, Error> {
         self.engine.driver.unwatch(self.watch);
         if self.has_nothing_to_release() {
+            self.engine.driver.clean_up(&self.claim);
             self.finish();
             return Ok(Released::AlreadyLost);
         }
@@ -250,6 +251,7 @@ impl Drop for Hold {
         }
         self.engine.driver.unwatch(self.watch);
         if self.has_nothing_to_release() {
+            self.engine.driver.clean_up(&self.claim);
             self.finish();
         } else {
             let claim = Arc::clone(&self.claim);

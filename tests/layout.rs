@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 26] = [
+const LAYERS: [&str; 27] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -22,6 +22,7 @@ const LAYERS: [&str; 26] = [
     "backend/node.rs",
     "backend/connection.rs",
     "backend/script.rs",
+    "backend/faulty.rs",
     "backend/memory.rs",
     "backend/mod.rs",
     "lease/clock.rs",

@@ -103,7 +103,8 @@ struct Contender<'a> {
     engine: &'a Arc<Engine>,
     terms: &'a Terms,
     claim: Arc<Claim>,
-    /// A request was sent that may have been, or may yet be, granted.
+    /// A request was sent that may have been, or may yet be, granted. An answer does not settle
+    /// that: an earlier request may be on another way. The backend knows.
     in_doubt: bool,
 }
 
@@ -138,7 +139,6 @@ impl<'a> Contender<'a> {
                     too_late(self.engine)
                 }
                 Ok(Attempt::Held { ttl }) => {
-                    self.in_doubt = false;
                     unreachable_until = None;
                     let now = Instant::now();
                     if end.is_some_and(|end| end <= now) {
@@ -242,3 +242,6 @@ async fn pass(end: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

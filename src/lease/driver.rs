@@ -108,6 +108,8 @@ impl Driver {
             }
             Err(watch) => {
                 watch.lease.lose(LostReason::Closed);
+                // P10: it was granted after `close` had collected what is to be released.
+                self.release(watch.claim, None);
                 0
             }
         }
@@ -277,3 +279,6 @@ impl std::fmt::Debug for Shared {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
