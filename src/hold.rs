@@ -424,7 +424,10 @@ impl Tenancy {
     }
 
     fn end(self) {
-        self.context.engine.driver.unwatch(self.watch);
+        let driver = &self.context.engine.driver;
+        driver.unwatch(self.watch);
+        // An earlier request of this value may be on another way yet (P10).
+        driver.clean_up(&self.claim, false);
         let name = self.claim.key.name();
         self.context.queues.vacate(name, self.turn);
     }

@@ -109,7 +109,8 @@ struct Contender<'a> {
     context: &'a Context,
     terms: &'a Terms,
     claim: Arc<Claim>,
-    /// A request was sent that may have been, or may yet be, granted.
+    /// A request was sent that may have been, or may yet be, granted. An answer does not settle
+    /// that: an earlier request may be on another way. The backend knows.
     in_doubt: bool,
     /// The claim has, or may have, a place in the queue of Redis.
     is_queued: bool,
@@ -154,7 +155,6 @@ impl<'a> Contender<'a> {
                     }
                 }
                 Ok(Attempt::Held { ttl }) => {
-                    self.in_doubt = false;
                     outage.is_over();
                     let now = Instant::now();
                     if end.is_some_and(|end| end <= now) {
@@ -255,3 +255,6 @@ async fn pass(end: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

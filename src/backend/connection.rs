@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -24,12 +24,11 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::backend::Signals;
+use crate::backend::health::Health;
 use crate::backend::push::Watcher;
 use crate::backend::verdict::{Verdict, mentions};
 use crate::fault::{Cause, Fault};
 
-/// How many requests may time out in a row before the connection is taken for dead.
-const TIMEOUTS_BEFORE_REOPENING: u32 = 2;
 /// More requests than this may wait for their turn to be written without waiting for room.
 const QUEUED_REQUESTS: usize = 4096;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -349,7 +348,7 @@ impl Connection {
     }
 
     fn runtime_has_ended(&self) -> bool {
-        self.health.ended.load(Ordering::Relaxed)
+        self.health.has_ended()
     }
 }
 
@@ -367,38 +366,6 @@ impl Failure {
         match self {
             Self::Fault(fault) | Self::WrongType(fault) => fault,
             Self::NoScript => no_answer(server, "the server forgets scripts at once"),
-        }
-    }
-}
-
-#[derive(Default)]
-pub(crate) struct Health {
-    broken: AtomicBool,
-    ended: AtomicBool,
-    timeouts: AtomicU32,
-}
-
-impl Health {
-    fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn note_broken(&self) {
-        self.broken.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn note_ended(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-        self.note_broken();
-    }
-
-    fn note_answer(&self) {
-        self.timeouts.store(0, Ordering::Relaxed);
-    }
-
-    fn note_timeout(&self) {
-        if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_BEFORE_REOPENING {
-            self.note_broken();
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Where locks are kept: what a lock asks of a store, and the stores that can answer.
 
 pub(crate) mod connection;
+#[cfg(test)]
+pub(crate) mod faulty;
+pub(crate) mod health;
 pub(crate) mod memory;
 pub(crate) mod node;
 pub(crate) mod push;

@@ -7,7 +7,7 @@ use redis::aio::{AsyncPushSender, SendError};
 use redis::{PushInfo, PushKind, Value};
 use tokio::runtime;
 
-use crate::backend::connection::Health;
+use crate::backend::health::Health;
 use crate::backend::{Fences, Grant, Signals};
 use crate::lease::clock::Moment;
 

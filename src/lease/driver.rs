@@ -28,7 +28,7 @@ use crate::backend::{Backend, Claim, Renewal};
 use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::{Clock, Moment};
-use crate::lease::release::{Cleanups, Pending};
+use crate::lease::pending::{Cleanups, Pending};
 use crate::lease::watchdog::{Due, Ear, Roster, Watch};
 use crate::lost::LostReason;
 
@@ -114,6 +114,7 @@ impl Driver {
             }
             Err(watch) => {
                 watch.lease.lose(LostReason::Closed);
+                // P10: it was granted after `close` had collected what is to be released.
                 self.release(watch.claim, None);
                 0
             }
@@ -361,3 +362,6 @@ impl fmt::Debug for Driver {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

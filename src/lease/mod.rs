@@ -13,6 +13,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod driver;
+pub(crate) mod pending;
 pub(crate) mod release;
 pub(crate) mod watchdog;
 

@@ -4,10 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
-
-use parking_lot::{Condvar, Mutex};
-use tokio::sync::Notify;
+use std::time::Duration;
 
 use crate::backend::{Answer, Claim, Cleanup, Freed};
 use crate::backoff::Backoff;
@@ -17,58 +14,19 @@ use crate::lease::driver::Driver;
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
-/// How many releases are still to be confirmed.
-#[derive(Debug, Default)]
-pub(crate) struct Pending {
-    count: Mutex<usize>,
-    none_left: Condvar,
-    none_left_async: Notify,
-}
-
-impl Pending {
-    /// Blocks until no release is pending, at most `bound`; says whether none is.
-    pub(crate) fn wait(&self, bound: Duration) -> bool {
-        let until = Instant::now() + bound;
-        let mut count = self.count.lock();
-        while *count > 0 {
-            if self.none_left.wait_until(&mut count, until).timed_out() {
-                break;
-            }
-        }
-        *count == 0
-    }
-
-    /// Waits until no release is pending.
-    pub(crate) async fn wait_async(&self) {
-        loop {
-            let notified = self.none_left_async.notified();
-            if *self.count.lock() == 0 {
-                return;
-            }
-            notified.await;
-        }
-    }
-}
-
 /// Counts as a pending release for as long as it lives.
 pub(crate) struct Token(Arc<Driver>);
 
 impl Token {
     pub(crate) fn new(driver: &Arc<Driver>) -> Self {
-        *driver.pending.count.lock() += 1;
+        driver.pending.begin();
         Self(Arc::clone(driver))
     }
 }
 
 impl Drop for Token {
     fn drop(&mut self) {
-        let pending = &self.0.pending;
-        let mut count = pending.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            pending.none_left.notify_all();
-            pending.none_left_async.notify_waiters();
-        }
+        self.0.pending.end();
     }
 }
 
@@ -172,7 +130,7 @@ impl Driver {
             self.leave(Arc::clone(claim));
         }
         for Cleanup { runtime, run } in cleanups {
-            self.cleanups.0.lock().push(Arc::clone(claim));
+            self.cleanups.add(claim);
             runtime.spawn(CleaningUp {
                 run,
                 is_done: false,
@@ -184,23 +142,9 @@ impl Driver {
 
     /// Does what other runtimes were to clean up, which may have no chance to any more.
     pub(crate) fn take_over_cleanups(self: &Arc<Self>) {
-        let claims = std::mem::take(&mut *self.cleanups.0.lock());
-        for claim in claims {
+        for claim in self.cleanups.take_all() {
             self.leave(claim);
         }
-    }
-}
-
-/// The claims that callers' runtimes are cleaning up.
-#[derive(Debug, Default)]
-pub(crate) struct Cleanups(Mutex<Vec<Arc<Claim>>>);
-
-impl Cleanups {
-    /// Says whether the claim was still there.
-    fn remove(&self, claim: &Arc<Claim>) -> bool {
-        let mut claims = self.0.lock();
-        let place = claims.iter().position(|known| Arc::ptr_eq(known, claim));
-        place.map(|place| claims.swap_remove(place)).is_some()
     }
 }
 

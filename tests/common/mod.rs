@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod proxy;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -72,6 +74,10 @@ impl Server {
             Ok(reply) => reply,
             Err(error) => panic!("{words:?}: {error}"),
         }
+    }
+
+    pub fn exists(&self, key: &str) -> bool {
+        self.command(&["EXISTS", key])
     }
 
     pub fn get(&self, key: &str) -> Option<String> {
@@ -179,6 +185,15 @@ pub fn unique_key() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("test:{}:{number}", std::process::id())
+}
+
+/// Waits until `done` says so, without a runtime; panics when it does not within [`DEADLINE`].
+pub fn eventually_blocking(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Waits until `done` says so; panics when it does not within [`DEADLINE`].

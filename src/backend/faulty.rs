@@ -1,0 +1,227 @@
+//! A store that fails, hangs and lies on the next calls, as it is told. For tests.
+
+use std::collections::{HashSet, VecDeque};
+use std::future::pending;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::backend::memory::Memory;
+use crate::backend::{
+    Answer, Attempt, Backend, Claim, Cleanup, Freed, Kept, Queue, Renewal, Signals,
+};
+use crate::fault::{Cause, Fault};
+use crate::key::Key;
+use crate::lease::clock::Clock;
+use crate::owner::Holder;
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// It is not carried out, and fails for now.
+    Fail,
+    /// It is not carried out, and fails for good.
+    Refuse,
+    /// It is carried out, and its answer is lost.
+    LoseAnswer,
+    /// It is not carried out, and is never answered.
+    Hang,
+    /// It is carried out, and never answered.
+    HangAfter,
+    /// It is not carried out; a renewal says that the key is gone, a release that it was not ours.
+    Lie,
+    /// It is carried out and answered, but not at the first poll.
+    Dawdle,
+}
+
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    memory: Arc<Memory>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// For the next calls; then `always`.
+    next: VecDeque<Trouble>,
+    always: Option<Trouble>,
+    acquires: u32,
+    renewals: u32,
+    releases: u32,
+    /// Values of which some acquire was not answered.
+    doubts: HashSet<Arc<str>>,
+}
+
+impl Faulty {
+    pub(crate) fn new(clock: Clock, signals: Arc<dyn Signals>) -> Arc<Self> {
+        Arc::new(Self {
+            memory: Arc::new(Memory::new(clock, signals)),
+            state: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn next(&self, troubles: impl IntoIterator<Item = Trouble>) {
+        self.state.lock().next.extend(troubles);
+    }
+
+    pub(crate) fn always(&self, trouble: Option<Trouble>) {
+        self.state.lock().always = trouble;
+    }
+
+    /// No more trouble.
+    pub(crate) fn clear(&self) {
+        let mut state = self.state.lock();
+        state.next.clear();
+        state.always = None;
+    }
+
+    pub(crate) fn acquires(&self) -> u32 {
+        self.state.lock().acquires
+    }
+
+    pub(crate) fn renewals(&self) -> u32 {
+        self.state.lock().renewals
+    }
+
+    pub(crate) fn releases(&self) -> u32 {
+        self.state.lock().releases
+    }
+
+    /// How many claims might be granted without anybody's knowing.
+    pub(crate) fn doubts(&self) -> usize {
+        self.state.lock().doubts.len()
+    }
+
+    fn trouble(&self, count: fn(&mut State) -> &mut u32) -> Option<Trouble> {
+        let mut state = self.state.lock();
+        *count(&mut state) += 1;
+        let next = state.next.pop_front();
+        next.or(state.always)
+    }
+
+    async fn answer<T>(
+        &self,
+        trouble: Option<Trouble>,
+        within: Duration,
+        lie: Option<T>,
+        call: Answer<'_, T>,
+    ) -> Result<T, Fault> {
+        match trouble {
+            None => call.await,
+            Some(Trouble::Fail) => Err(fault(false)),
+            Some(Trouble::Refuse) => Err(fault(true)),
+            Some(Trouble::LoseAnswer) => {
+                call.await?;
+                Err(fault(false))
+            }
+            Some(trouble @ (Trouble::Hang | Trouble::HangAfter)) => {
+                if trouble == Trouble::HangAfter {
+                    call.await?;
+                }
+                let _ = tokio::time::timeout(within, pending::<()>()).await;
+                Err(fault(false))
+            }
+            Some(Trouble::Dawdle) => {
+                tokio::task::yield_now().await;
+                call.await
+            }
+            Some(Trouble::Lie) => lie.ok_or_else(|| fault(false)),
+        }
+    }
+}
+
+fn fault(permanent: bool) -> Fault {
+    Fault {
+        permanent,
+        server: "faulty".into(),
+        cause: Cause::new(io::Error::other("on purpose")),
+    }
+}
+
+// The calls are made when they are polled, as those of a server are.
+impl Backend for Faulty {
+    fn server(&self) -> Arc<str> {
+        "faulty".into()
+    }
+
+    fn connect(&self, within: Duration) -> Answer<'_, ()> {
+        self.memory.connect(within)
+    }
+
+    fn acquire<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: u64,
+        within: Duration,
+    ) -> Answer<'a, Attempt> {
+        Box::pin(async move {
+            let trouble = self.trouble(|state| &mut state.acquires);
+            let call = Box::pin(async move { self.memory.acquire(claim, fences, within).await });
+            let known = !self.state.lock().doubts.insert(Arc::clone(&claim.value));
+            let answer = self.answer(trouble, within, None, call).await;
+            if answer.is_ok() && !known {
+                self.state.lock().doubts.remove(&claim.value);
+            }
+            answer
+        })
+    }
+
+    fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
+        if !self.state.lock().doubts.remove(&claim.value) {
+            return Vec::new();
+        }
+        let (memory, claim) = (Arc::clone(&self.memory), Arc::clone(claim));
+        vec![Cleanup {
+            runtime: Handle::current(),
+            run: Box::pin(async move { memory.release(&claim, Duration::ZERO).await }),
+        }]
+    }
+
+    fn renew<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Renewal> {
+        Box::pin(async move {
+            let trouble = self.trouble(|state| &mut state.renewals);
+            let call = Box::pin(async move { self.memory.renew(claim, within).await });
+            let lie = Some(Renewal::Removed);
+            self.answer(trouble, within, lie, call).await
+        })
+    }
+
+    fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
+        Box::pin(async move {
+            let trouble = self.trouble(|state| &mut state.releases);
+            let call = Box::pin(async move { self.memory.release(claim, within).await });
+            let lie = Some(Freed::NotOurs);
+            self.state.lock().doubts.remove(&claim.value);
+            self.answer(trouble, within, lie, call).await
+        })
+    }
+
+    fn keep<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: u64,
+        within: Duration,
+    ) -> Answer<'a, Kept> {
+        Box::pin(async move {
+            let trouble = self.trouble(|state| &mut state.renewals);
+            let call = Box::pin(async move { self.memory.keep(claim, fences, within).await });
+            self.answer(trouble, within, Some(Kept::NotOurs), call)
+                .await
+        })
+    }
+
+    fn queue(&self) -> Option<&dyn Queue> {
+        None
+    }
+
+    fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>> {
+        self.memory.holder(key, within)
+    }
+
+    fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool> {
+        self.memory.force_release(key, within)
+    }
+}

@@ -1,0 +1,282 @@
+//! Input and servers that are of no use: a clear error, and nothing written.
+
+mod common;
+
+use std::error::Error as _;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Server, unique_key};
+use redlease::{Error, Lock, Locker, blocking};
+use tokio::time::timeout;
+
+async fn locker(server: &Server) -> Locker {
+    Locker::connect(server.url()).await.expect("a locker")
+}
+
+/// Every way to acquire ends with an error of this kind; returns its text.
+async fn refused(lock: &Lock, kind: fn(&Error) -> bool) -> Vec<String> {
+    let outcomes = [
+        lock.lock().await.map(Some),
+        lock.try_lock().await,
+        lock.try_lock_for(Duration::from_millis(50)).await,
+    ];
+    let errors = outcomes.into_iter().map(|outcome| {
+        let error = outcome.expect_err("an error");
+        assert!(kind(&error), "{error:?}");
+        error.to_string()
+    });
+    errors.collect()
+}
+
+fn is_invalid(error: &Error) -> bool {
+    matches!(error, Error::Invalid { .. })
+}
+
+fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::Refused { .. })
+}
+
+fn is_unavailable(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { .. })
+}
+
+#[tokio::test]
+async fn options_out_of_range_are_named_and_nothing_is_written() {
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let second = Duration::from_secs(1);
+    let lock = || locker.lock("k");
+    let bad: Vec<(&str, Lock)> = vec![
+        ("key", locker.lock("")),
+        ("ttl", lock().ttl(Duration::ZERO)),
+        ("ttl", lock().ttl(Duration::from_micros(9_999))),
+        ("ttl", lock().ttl(Duration::MAX)),
+        ("ttl", lock().ttl(Duration::from_millis(u64::MAX))),
+        ("ttl", lock().ttl(Duration::from_millis(i64::MAX as u64))),
+        ("renew_every", lock().ttl(second).renew_every(second)),
+        ("renew_every", lock().ttl(second).renew_every(2 * second)),
+        ("renew_every", lock().renew_every(Duration::ZERO)),
+        ("renew_every", lock().renew_every(Duration::MAX)),
+        ("max_hold", lock().max_hold(Duration::ZERO)),
+        ("max_hold", lock().max_hold(Duration::MAX)),
+        ("handover_for", lock().handover_for(Duration::MAX)),
+        ("give_up_after", lock().give_up_after(Duration::MAX)),
+    ];
+    for (name, lock) in bad {
+        for text in refused(&lock, is_invalid).await {
+            assert!(text.contains(name), "{text}");
+        }
+        assert!(lock.holder().await.is_err_and(|error| is_invalid(&error)));
+    }
+    let endless = lock().try_lock_for(Duration::MAX).await;
+    assert!(endless.is_err_and(|error| is_invalid(&error)));
+    assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
+    assert_eq!(server.calls("evalsha") + server.calls("eval"), 0);
+}
+
+#[tokio::test]
+async fn the_longest_options_work() {
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let century = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+    let lock = locker.lock(unique_key());
+    let lock = lock.ttl(century).max_hold(century).give_up_after(century);
+    let guard = lock.try_lock_for(century).await.unwrap().expect("a guard");
+    assert!(guard.remaining() > century / 2);
+    guard.renew().await.unwrap();
+    guard.release().await.unwrap();
+    assert!(!server.exists(lock.key()));
+}
+
+#[tokio::test]
+async fn settings_out_of_range_are_named() {
+    let server = Server::start();
+    let bad = [
+        (
+            "command_timeout",
+            Locker::builder().command_timeout(Duration::MAX),
+        ),
+        (
+            "command_timeout",
+            Locker::builder().command_timeout(Duration::ZERO),
+        ),
+        (
+            "flush_timeout",
+            Locker::builder().flush_timeout(Duration::MAX),
+        ),
+        ("owner", Locker::builder().owner("")),
+        ("owner", Locker::builder().owner("two\nlines")),
+    ];
+    for (name, builder) in bad {
+        let error = builder.connect(server.url()).await.expect_err("an error");
+        assert!(is_invalid(&error), "{error:?}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+    let locker = locker(&server).await;
+    locker
+        .close(Duration::MAX)
+        .await
+        .expect("nothing to wait for");
+}
+
+#[tokio::test]
+async fn a_url_that_is_not_one_is_invalid() {
+    for url in [
+        "",
+        "redis",
+        "http://127.0.0.1/",
+        "127.0.0.1:6379",
+        "redis://",
+        "rediss://127.0.0.1/",
+    ] {
+        let error = Locker::connect(url).await.expect_err("an error");
+        assert!(is_invalid(&error), "{url}: {error:?}");
+        assert!(error.to_string().contains("url"), "{url}: {error}");
+        let error = blocking::Locker::connect(url).expect_err("an error");
+        assert!(is_invalid(&error), "{url}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_closed_port_and_an_unknown_host_are_unavailable() {
+    let port = {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let closed = format!("redis://127.0.0.1:{port}/");
+    let began = Instant::now();
+    for (part, url) in [
+        (port.to_string(), closed.as_str()),
+        (
+            "no-such-host.invalid".to_owned(),
+            "redis://no-such-host.invalid/",
+        ),
+        ("no-such.sock".to_owned(), "unix:///nowhere/no-such.sock"),
+    ] {
+        let error = Locker::connect(url).await.expect_err("an error");
+        assert!(is_unavailable(&error), "{url}: {error:?}");
+        assert!(error.to_string().contains(&part), "{url}: {error}");
+        assert!(error.source().is_some(), "{url}: {error:?}");
+    }
+    assert!(began.elapsed() < DEADLINE);
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_redis_is_refused() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("redis://{}/", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let connect = timeout(DEADLINE, Locker::connect(&url)).await;
+    let error = connect.expect("in time").expect_err("an error");
+    assert!(is_refused(&error), "{error:?}");
+    assert!(error.source().is_some());
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_refused_and_not_shown() {
+    let server = Server::with(&["--requirepass", "right"]);
+    let with = |password: &str| format!("redis://:{password}@127.0.0.1:{}/", server.port);
+    for url in [with("wr0ng"), server.url()] {
+        let error = Locker::connect(&url).await.expect_err("an error");
+        assert!(is_refused(&error), "{url}: {error:?}");
+        let source = error.source().expect("what the server said").to_string();
+        for text in [error.to_string(), source] {
+            assert!(!text.contains("wr0ng"), "{text}");
+        }
+    }
+    let locker = Locker::connect(with("right")).await.unwrap();
+    assert!(locker.lock("k").try_lock().await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_user_without_the_right_to_scripts_is_refused() {
+    let server = Server::start();
+    let user = [
+        "ACL", "SETUSER", "ann", "on", ">pw", "~*", "&*", "+@all", "-evalsha", "-eval",
+    ];
+    server.command::<()>(&user);
+    let url = format!("redis://ann:pw@127.0.0.1:{}/", server.port);
+    let locker = Locker::connect(url).await.unwrap();
+    let began = Instant::now();
+    let lock = locker.lock("k").give_up_after(10 * DEADLINE);
+    refused(&lock, is_refused).await;
+    assert!(began.elapsed() < DEADLINE, "no retry helps");
+    assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
+}
+
+#[tokio::test]
+async fn a_user_without_the_right_to_the_key_is_refused() {
+    let server = Server::start();
+    let user = [
+        "ACL", "SETUSER", "ann", "on", ">pw", "~mine:*", "&*", "+@all",
+    ];
+    server.command::<()>(&user);
+    let url = format!("redis://ann:pw@127.0.0.1:{}/", server.port);
+    let locker = Locker::connect(url).await.unwrap();
+    refused(&locker.lock("yours"), is_refused).await;
+    assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_holds_a_hash_is_refused_and_stays() {
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let key = unique_key();
+    server.command::<i64>(&["HSET", &key, "redisson", "1"]);
+    let lock = locker.lock(&key).give_up_after(10 * DEADLINE);
+    for text in refused(&lock, is_refused).await {
+        assert!(text.contains(&key), "{text}");
+    }
+    assert!(lock.holder().await.is_err_and(|error| is_refused(&error)));
+    assert_eq!(server.command::<String>(&["TYPE", &key]), "hash");
+    assert_eq!(server.command::<i64>(&["DBSIZE"]), 1);
+    assert!(lock.force_release().await.unwrap());
+    assert!(lock.try_lock().await.unwrap().is_some());
+}
+
+/// A server that takes connections and never says anything.
+fn silent_server() -> (TcpListener, String) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let url = format!("redis://{}/", listener.local_addr().unwrap());
+    (listener, url)
+}
+
+#[tokio::test]
+async fn connecting_to_a_server_that_never_answers_ends_after_the_command_timeout() {
+    let (_listener, url) = silent_server();
+    let limit = Duration::from_millis(300);
+    let began = Instant::now();
+    let connect = Locker::builder().command_timeout(limit).connect(&url);
+    let error = timeout(DEADLINE, connect)
+        .await
+        .unwrap()
+        .expect_err("an error");
+    assert!(is_unavailable(&error), "{error:?}");
+    assert!(began.elapsed() >= limit);
+}
+
+#[tokio::test]
+async fn a_server_that_stops_answering_is_put_up_with_for_the_time_told() {
+    let server = Server::start();
+    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
+    let locker = builder.connect(server.url()).await.unwrap();
+    let limit = Duration::from_millis(300);
+    let lock = locker.lock(unique_key()).give_up_after(limit);
+    server.freeze();
+    let began = Instant::now();
+    let outcome = timeout(DEADLINE, lock.lock()).await.expect("it ends");
+    let error = outcome.expect_err("an error");
+    assert!(is_unavailable(&error), "{error:?}");
+    assert!(began.elapsed() >= limit);
+    server.thaw();
+    locker.close(DEADLINE).await.unwrap();
+    assert!(!server.exists(lock.key()), "P10");
+}

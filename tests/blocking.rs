@@ -1,0 +1,150 @@
+//! The blocking API, on plain threads without a runtime, on a real server.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Server, eventually_blocking, unique_key};
+use redlease::blocking::Locker;
+use redlease::{Error, LostReason, Released};
+
+fn locker(server: &Server) -> Locker {
+    Locker::connect(server.url()).expect("a locker")
+}
+
+#[test]
+fn a_scope_holds_the_lock() {
+    let server = Server::start();
+    let (one, other) = (locker(&server), locker(&server));
+    let key = unique_key();
+    {
+        let guard = one.lock(&key).lock().unwrap();
+        assert_eq!(server.get(&key).as_deref(), Some(guard.value()));
+        assert!(other.lock(&key).try_lock().unwrap().is_none());
+        let holder = other.lock(&key).holder().unwrap().expect("a holder");
+        assert_eq!(holder.value, guard.value().as_bytes());
+    }
+    let next = other.lock(&key).try_lock_for(DEADLINE).unwrap();
+    assert!(next.is_some());
+}
+
+#[test]
+fn p1_threads_exclude_each_other() {
+    let server = Server::start();
+    let lockers = [locker(&server), locker(&server)];
+    let key = unique_key();
+    let inside = Arc::new(AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        for number in 0..6 {
+            let lock = lockers[number % 2].lock(&key);
+            let inside = Arc::clone(&inside);
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    let _guard = lock.lock().unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "P1");
+                    std::thread::yield_now();
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_guard_outlives_its_ttl_and_tells_of_its_loss() {
+    let server = Server::start();
+    let locker = locker(&server);
+    let key = unique_key();
+    let ttl = Duration::from_millis(600);
+    let guard = locker.lock(&key).ttl(ttl).lock().unwrap();
+    std::thread::sleep(2 * ttl);
+    guard.ensure_held().unwrap();
+    guard.renew().unwrap();
+    assert!(guard.remaining() > Duration::ZERO && guard.remaining() < ttl);
+    server.command::<()>(&["SET", &key, "thief"]);
+    eventually_blocking("the token fires", || guard.lost().is_cancelled());
+    assert!(guard.is_lost());
+    assert!(matches!(guard.lost_reason(), Some(LostReason::Stolen)));
+    assert!(matches!(guard.renew(), Err(Error::Lost(_))));
+    assert_eq!(guard.release().unwrap(), Released::AlreadyLost);
+    assert_eq!(server.get(&key).as_deref(), Some("thief"), "P6");
+}
+
+#[test]
+fn a_limited_wait_ends() {
+    let server = Server::start();
+    let (one, other) = (locker(&server), locker(&server));
+    let guard = one.lock(unique_key()).lock().unwrap();
+    let limit = Duration::from_millis(100);
+    let began = Instant::now();
+    for lock in [one.lock(guard.key()), other.lock(guard.key())] {
+        assert!(lock.try_lock_for(limit).unwrap().is_none());
+    }
+    assert!(began.elapsed() >= 2 * limit);
+    assert_eq!(guard.release().unwrap(), Released::Freed);
+}
+
+#[test]
+fn run_returns_what_the_routine_returns() {
+    let server = Server::start();
+    let locker = locker(&server);
+    let lock = locker.lock(unique_key());
+    let token = lock.run(|guard| guard.fencing_token()).unwrap();
+    assert!(token > 0);
+    assert!(!server.exists(lock.key()), "the release was awaited");
+    let routine = lock.run(|guard| {
+        server.command::<i64>(&["DEL", guard.key()]);
+        7
+    });
+    assert_eq!(routine.unwrap(), 7, "a lost lease does not cost the result");
+}
+
+#[test]
+fn it_works_inside_a_runtime() {
+    let server = Server::start();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let locker = locker(&server);
+        let guard = locker.lock(unique_key()).lock().unwrap();
+        let key = guard.key().to_owned();
+        drop(guard);
+        drop(locker);
+        assert!(!server.exists(&key));
+    });
+}
+
+#[test]
+fn close_ends_waiters_and_guards() {
+    let server = Server::start();
+    let locker = locker(&server);
+    let guard = locker.lock(unique_key()).lock().unwrap();
+    let lock = locker.lock(guard.key());
+    let waiter = std::thread::spawn(move || lock.lock());
+    locker.close(DEADLINE).unwrap();
+    let end = waiter.join().unwrap();
+    assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
+    assert!(guard.is_lost());
+    assert!(!server.exists(guard.key()));
+}
+
+#[test]
+fn force_release_and_options_reach_redis() {
+    let server = Server::start();
+    let builder = Locker::builder().owner("night shift").prefix("p:");
+    let locker = builder.connect(server.url()).unwrap();
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(Duration::from_secs(77));
+    let guard = lock.auto_renew(false).lock().unwrap();
+    let in_redis = format!("p:{key}");
+    assert!(server.get(&in_redis).unwrap().ends_with(":night shift"));
+    let pttl: u64 = server.command(&["PTTL", &in_redis]);
+    assert!(pttl > 47_000 && pttl <= 77_000, "{pttl}");
+    assert!(locker.lock(&key).force_release().unwrap());
+    assert!(!server.exists(&in_redis));
+    assert!(matches!(guard.renew(), Err(Error::Lost(_))));
+}

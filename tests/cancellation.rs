@@ -1,0 +1,205 @@
+//! An acquisition that is cut short leaves nothing behind (P10).
+
+mod common;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use common::proxy::Proxy;
+use common::{DEADLINE, Server, eventually, eventually_blocking, unique_key};
+use redlease::{Error, LockGuard, Locker};
+use tokio::time::timeout;
+
+/// So long that no key goes by itself while a test looks.
+const TTL: Duration = Duration::from_secs(600);
+
+/// Polls a future up to `times` times, each time when it is woken, and drops it then.
+async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut polled = 0;
+    poll_fn(|context| {
+        if polled == times {
+            return Poll::Ready(None);
+        }
+        polled += 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending if polled == times => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+async fn assert_nothing_left(server: &Server, locker: Locker, key: &str, times: usize) {
+    let waited = locker.close(DEADLINE).await;
+    assert!(waited.is_ok(), "after {times} polls: {waited:?}");
+    assert!(!server.exists(key), "P10: after {times} polls");
+}
+
+#[tokio::test]
+async fn p10_an_acquire_dropped_at_any_await_point_leaves_no_key() {
+    let server = Server::start();
+    for broken in [false, true] {
+        for times in 0.. {
+            let locker = Locker::connect(server.url()).await.unwrap();
+            let key = unique_key();
+            let lock = locker.lock(&key).ttl(TTL);
+            if broken {
+                // So that the acquire opens a connection on its way.
+                server.command::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let outcome = poll_times(lock.lock(), times).await;
+            let done = outcome.is_some();
+            assert!(outcome.is_none_or(|outcome| outcome.is_ok()));
+            assert_nothing_left(&server, locker, &key, times).await;
+            if done {
+                assert!(times > 1, "it never waited");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn p10_a_waiter_dropped_at_any_await_point_leaves_no_key() {
+    let server = Server::start();
+    for times in 0.. {
+        let locker = Locker::connect(server.url()).await.unwrap();
+        let key = unique_key();
+        server.command::<()>(&["SET", &key, "theirs", "PX", "30"]);
+        let lock = locker.lock(&key).ttl(TTL);
+        let outcome = poll_times(lock.lock(), times).await;
+        let done = outcome.is_some();
+        assert!(outcome.is_none_or(|outcome| outcome.is_ok()));
+        locker.close(DEADLINE).await.unwrap();
+        // Ours would stay for ten minutes.
+        eventually("the foreign key expires", || !server.exists(&key)).await;
+        if done {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn p10_a_cancelled_local_waiter_lets_the_next_one_through() {
+    let server = Server::start();
+    let locker = Locker::connect(server.url()).await.unwrap();
+    let lock = locker.lock(unique_key()).ttl(TTL);
+    let guard = lock.lock().await.unwrap();
+    let cancelled = {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.lock().await })
+    };
+    let patient = {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.lock().await })
+    };
+    tokio::task::yield_now().await;
+    cancelled.abort();
+    drop(guard);
+    let granted = timeout(DEADLINE, patient).await.unwrap().unwrap();
+    assert!(granted.is_ok());
+}
+
+#[tokio::test]
+async fn p10_an_acquire_whose_reply_never_comes_leaves_no_key() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port);
+    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
+    let locker = builder.connect(proxy.url()).await.unwrap();
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    let lock = lock.give_up_after(Duration::from_millis(300));
+    proxy.swallow_replies();
+    let outcome = timeout(DEADLINE, lock.lock()).await.expect("it gives up");
+    assert!(
+        matches!(outcome, Err(Error::Unavailable { .. })),
+        "{outcome:?}"
+    );
+    assert!(server.calls("evalsha") > 0, "the server had the request");
+    // The clean-up needs no reply to be carried out.
+    eventually("the key goes", || !server.exists(&key)).await;
+    proxy.pass();
+}
+
+#[tokio::test]
+async fn p10_a_cancelled_request_that_arrives_late_leaves_no_key() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port);
+    let locker = Locker::connect(proxy.url()).await.unwrap();
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    proxy.hold();
+    let cut_short = timeout(Duration::from_millis(20), lock.lock()).await;
+    assert!(cut_short.is_err());
+    assert!(!server.exists(&key));
+    let before = server.calls("eval") + server.calls("evalsha");
+    proxy.pass();
+    eventually("the acquire and its clean-up arrive", || {
+        server.calls("eval") + server.calls("evalsha") >= before + 2
+    })
+    .await;
+    locker.close(DEADLINE).await.unwrap();
+    assert!(!server.exists(&key));
+}
+
+#[tokio::test]
+async fn p10_a_limited_wait_for_a_dead_line_leaves_no_key() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port);
+    let locker = Locker::connect(proxy.url()).await.unwrap();
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    proxy.hold();
+    let limit = Duration::from_millis(200);
+    let outcome = timeout(DEADLINE, lock.try_lock_for(limit)).await.unwrap();
+    // Not `None`: nobody said that the lock is taken.
+    assert!(
+        matches!(outcome, Err(Error::Unavailable { .. })),
+        "{outcome:?}"
+    );
+    proxy.pass();
+    locker.close(DEADLINE).await.unwrap();
+    assert!(!server.exists(&key));
+}
+
+#[test]
+fn p10_an_acquire_that_ends_with_its_runtime_leaves_no_key() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let locker = runtime.block_on(Locker::connect(proxy.url())).unwrap();
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    proxy.swallow_replies();
+    let before = server.calls("evalsha");
+    runtime.spawn(async move { lock.lock().await.map(LockGuard::release) });
+    eventually_blocking("the request arrives", || server.calls("evalsha") > before);
+    drop(runtime);
+    proxy.pass();
+    eventually_blocking("the key goes", || !server.exists(&key));
+}
+
+#[test]
+fn p10_a_cancelled_acquire_does_not_hold_up_the_end_of_a_small_runtime() {
+    let server = Server::start();
+    let key = unique_key();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let began = std::time::Instant::now();
+    runtime.block_on(async {
+        let builder = Locker::builder().flush_timeout(4 * DEADLINE);
+        let locker = builder.connect(server.url()).await.unwrap();
+        let lock = locker.lock(&key).ttl(TTL);
+        assert!(poll_times(lock.lock(), 1).await.is_none());
+    });
+    assert!(began.elapsed() < DEADLINE, "the clean-up needs the thread");
+    drop(runtime);
+    eventually_blocking("the key goes", || !server.exists(&key));
+}

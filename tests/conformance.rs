@@ -1,0 +1,308 @@
+//! What a lock is, whatever keeps it: one suite, run over every backend.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Server, eventually, unique_key};
+use redlease::{Error, Locker, LostReason, Released};
+use tokio::time::timeout;
+
+/// Lockers that know nothing of each other but share a store, where the store can be shared.
+struct Backend {
+    one: Locker,
+    other: Locker,
+}
+
+async fn on_a_server(url: &str) -> Backend {
+    Backend {
+        one: Locker::connect(url).await.expect("a locker"),
+        other: Locker::connect(url).await.expect("a locker"),
+    }
+}
+
+macro_rules! suite {
+    ($($case:ident)*) => {
+        mod tcp {
+            $(#[tokio::test] async fn $case() {
+                let server = super::Server::start();
+                super::$case(super::on_a_server(&server.url()).await).await;
+            })*
+        }
+
+        mod unix_socket {
+            $(#[tokio::test] async fn $case() {
+                let server = super::Server::start();
+                let url = format!("unix://{}", server.socket().display());
+                super::$case(super::on_a_server(&url).await).await;
+            })*
+        }
+
+        mod memory {
+            $(#[tokio::test] async fn $case() {
+                let locker = super::Locker::in_memory();
+                super::$case(super::Backend { one: locker.clone(), other: locker }).await;
+            })*
+        }
+    };
+}
+
+suite! {
+    a_guard_excludes_others_until_its_release
+    a_dropped_guard_frees_the_key
+    a_waiter_gets_the_lock
+    waiters_exclude_each_other
+    tokens_grow
+    a_guard_outlives_its_ttl
+    without_renewal_a_guard_expires
+    max_hold_ends_a_guard
+    force_release_is_a_loss
+    holder_tells_who
+    run_runs_under_the_lock
+    a_limited_wait_ends
+    a_cancelled_wait_leaves_nothing
+    close_closes
+    bad_options_are_refused
+}
+
+async fn a_guard_excludes_others_until_its_release(b: Backend) {
+    let key = unique_key();
+    let (lock, other) = (b.one.lock(&key), b.other.lock(&key));
+    let guard = lock.lock().await.unwrap();
+    assert_eq!(guard.key(), key);
+    assert!(!guard.is_lost());
+    assert!(guard.lost_reason().is_none());
+    assert!(lock.try_lock().await.unwrap().is_none());
+    assert!(other.try_lock().await.unwrap().is_none());
+    assert!(
+        b.other
+            .lock(unique_key())
+            .try_lock()
+            .await
+            .unwrap()
+            .is_some()
+    );
+    let token = guard.lost().clone();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    assert!(!token.is_cancelled(), "a release is no loss");
+    assert!(other.try_lock().await.unwrap().is_some());
+}
+
+async fn a_dropped_guard_frees_the_key(b: Backend) {
+    let lock = b.one.lock(unique_key());
+    drop(lock.lock().await.unwrap());
+    let next = timeout(DEADLINE, lock.lock()).await.expect("in time");
+    assert!(next.is_ok());
+}
+
+async fn a_waiter_gets_the_lock(b: Backend) {
+    let key = unique_key();
+    let guard = b.one.lock(&key).lock().await.unwrap();
+    let first = guard.fencing_token();
+    let other = b.other.lock(&key);
+    let waiter = tokio::spawn(async move { other.lock().await });
+    tokio::task::yield_now().await;
+    assert!(!waiter.is_finished());
+    guard.release().await.unwrap();
+    let second = timeout(DEADLINE, waiter).await.unwrap().unwrap().unwrap();
+    assert!(second.fencing_token() > first);
+}
+
+async fn waiters_exclude_each_other(b: Backend) {
+    let key = unique_key();
+    let inside = Arc::new(AtomicU32::new(0));
+    let mut tasks = Vec::new();
+    for number in 0..6 {
+        let lock = if number % 2 == 0 { &b.one } else { &b.other }.lock(&key);
+        let inside = Arc::clone(&inside);
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..5 {
+                let _guard = lock.lock().await.unwrap();
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "P1");
+                tokio::task::yield_now().await;
+                inside.fetch_sub(1, Ordering::SeqCst);
+            }
+        }));
+    }
+    for task in tasks {
+        timeout(DEADLINE, task).await.unwrap().unwrap();
+    }
+}
+
+async fn tokens_grow(b: Backend) {
+    let key = unique_key();
+    let mut last = 0;
+    for round in 0..10 {
+        let locker = if round % 2 == 0 { &b.one } else { &b.other };
+        let guard = locker.lock(&key).lock().await.unwrap();
+        assert!(guard.fencing_token() > last, "P8");
+        last = guard.fencing_token();
+        guard.release().await.unwrap();
+    }
+}
+
+async fn a_guard_outlives_its_ttl(b: Backend) {
+    let key = unique_key();
+    let ttl = Duration::from_millis(500);
+    let guard = b.one.lock(&key).ttl(ttl).lock().await.unwrap();
+    tokio::time::sleep(2 * ttl).await;
+    guard.ensure_held().unwrap();
+    guard.renew().await.unwrap();
+    assert!(b.other.lock(&key).try_lock().await.unwrap().is_none());
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+async fn without_renewal_a_guard_expires(b: Backend) {
+    let key = unique_key();
+    let lock = b.one.lock(&key).ttl(Duration::from_millis(100));
+    let guard = lock.auto_renew(false).lock().await.unwrap();
+    timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
+    assert!(guard.is_lost());
+    let reason = guard.lost_reason();
+    assert!(
+        matches!(reason, Some(LostReason::Expired { .. })),
+        "{reason:?}"
+    );
+    assert!(matches!(guard.renew().await, Err(Error::Lost(_))), "P5");
+    let next = timeout(DEADLINE, b.other.lock(&key).lock())
+        .await
+        .unwrap()
+        .unwrap();
+    drop(guard);
+    next.renew()
+        .await
+        .expect("P6: the old guard's drop is not its matter");
+}
+
+async fn max_hold_ends_a_guard(b: Backend) {
+    let hold = Duration::from_millis(100);
+    let lock = b.one.lock(unique_key()).max_hold(hold);
+    let began = Instant::now();
+    let guard = lock.lock().await.unwrap();
+    timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
+    assert!(began.elapsed() >= hold);
+    assert!(matches!(guard.lost_reason(), Some(LostReason::MaxHold)));
+    assert!(b.other.lock(guard.key()).holder().await.unwrap().is_some());
+}
+
+async fn force_release_is_a_loss(b: Backend) {
+    let key = unique_key();
+    let lock = b.one.lock(&key).ttl(Duration::from_secs(60));
+    let lock = lock.renew_every(Duration::from_millis(30));
+    let guard = lock.lock().await.unwrap();
+    assert!(b.other.lock(&key).force_release().await.unwrap());
+    timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
+    assert!(guard.is_lost());
+    assert!(!b.other.lock(unique_key()).force_release().await.unwrap());
+    assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
+}
+
+async fn holder_tells_who(b: Backend) {
+    let key = unique_key();
+    let watcher = b.other.lock(&key);
+    assert_eq!(watcher.holder().await.unwrap(), None);
+    let guard = b.one.lock(&key).lock().await.unwrap();
+    let holder = watcher.holder().await.unwrap().expect("a holder");
+    assert_eq!(holder.value, guard.value().as_bytes());
+    let owner = holder.owner.expect("a label");
+    assert!(owner.ends_with(&std::process::id().to_string()), "{owner}");
+    assert!(holder.ttl.unwrap() <= Duration::from_secs(10));
+    guard.release().await.unwrap();
+    assert_eq!(watcher.holder().await.unwrap(), None);
+}
+
+async fn run_runs_under_the_lock(b: Backend) {
+    let key = unique_key();
+    let (lock, other) = (b.one.lock(&key), b.other.lock(&key));
+    let token = lock
+        .run(async |guard| {
+            assert!(other.try_lock().await.unwrap().is_none());
+            guard.fencing_token()
+        })
+        .await;
+    assert!(token.unwrap() > 0);
+    assert_eq!(
+        other.holder().await.unwrap(),
+        None,
+        "the release is awaited"
+    );
+}
+
+async fn a_limited_wait_ends(b: Backend) {
+    let key = unique_key();
+    let guard = b.one.lock(&key).lock().await.unwrap();
+    let limit = Duration::from_millis(60);
+    let began = Instant::now();
+    assert!(
+        b.other
+            .lock(&key)
+            .try_lock_for(limit)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(
+        b.one
+            .lock(&key)
+            .try_lock_for(limit)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(began.elapsed() >= 2 * limit);
+    guard.release().await.unwrap();
+    assert!(
+        b.one
+            .lock(&key)
+            .try_lock_for(limit)
+            .await
+            .unwrap()
+            .is_some()
+    );
+}
+
+async fn a_cancelled_wait_leaves_nothing(b: Backend) {
+    let key = unique_key();
+    let guard = b.one.lock(&key).lock().await.unwrap();
+    for locker in [&b.one, &b.other] {
+        let lock = locker.lock(&key);
+        let cut_short = timeout(Duration::from_millis(20), lock.lock()).await;
+        assert!(cut_short.is_err());
+    }
+    guard.release().await.unwrap();
+    let lock = b.other.lock(&key);
+    let until = Instant::now() + DEADLINE;
+    while lock.holder().await.unwrap().is_some() {
+        assert!(Instant::now() < until, "P10");
+    }
+}
+
+async fn close_closes(b: Backend) {
+    let guard = b.one.lock(unique_key()).lock().await.unwrap();
+    let waiter = b.one.lock(guard.key());
+    let waiter = tokio::spawn(async move { waiter.lock().await });
+    tokio::task::yield_now().await;
+    b.one.close(DEADLINE).await.unwrap();
+    eventually("the loss", || guard.is_lost()).await;
+    assert!(matches!(guard.lost_reason(), Some(LostReason::Closed)));
+    let end = timeout(DEADLINE, waiter).await.unwrap().unwrap();
+    assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
+    let late = b.one.lock(unique_key()).try_lock().await;
+    assert!(matches!(late, Err(Error::Closed { .. })), "{late:?}");
+}
+
+async fn bad_options_are_refused(b: Backend) {
+    let lock = b.one.lock(unique_key());
+    for bad in [
+        b.one.lock(""),
+        lock.clone().ttl(Duration::MAX),
+        lock.clone().ttl(Duration::from_millis(9)),
+        lock.clone().renew_every(Duration::from_secs(10)),
+    ] {
+        let error = bad.lock().await.expect_err("an error");
+        assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+    }
+    assert_eq!(lock.holder().await.unwrap(), None);
+}

@@ -1,0 +1,229 @@
+//! What locks cost the server: requests, reads from sockets, keys.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, Server, eventually, unique_key};
+use redis::{Commands, Connection};
+use redlease::{LockGuard, Locker, Released};
+
+async fn locker(server: &Server) -> Locker {
+    Locker::connect(server.url()).await.expect("a locker")
+}
+
+fn info(connection: &mut Connection, section: &str) -> String {
+    let reply = redis::cmd("INFO").arg(section).query(connection);
+    reply.expect("an INFO")
+}
+
+/// How often each command was called, by clients and by scripts.
+fn calls(connection: &mut Connection) -> BTreeMap<String, i64> {
+    let stats = info(connection, "commandstats");
+    let lines = stats.lines().filter_map(|line| {
+        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        let count = rest.split(',').next()?.parse().ok()?;
+        Some((name.to_owned(), count))
+    });
+    lines.collect()
+}
+
+/// How often each command was called between two counts.
+fn between(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64>) -> BTreeMap<String, i64> {
+    let counts = after.iter().map(|(name, count)| {
+        let earlier = before.get(name).copied().unwrap_or_default();
+        (name.clone(), count - earlier)
+    });
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+/// The requests of ours among the calls: what is not ours is what scripts call, and the counting.
+fn requests(calls: &BTreeMap<String, i64>) -> i64 {
+    const BY_SCRIPTS: [&str; 8] = [
+        "del", "get", "info", "pexpire", "pttl", "set", "publish", "exists",
+    ];
+    let ours = calls
+        .iter()
+        .filter(|(name, _)| !BY_SCRIPTS.contains(&name.as_str()));
+    ours.map(|(_, count)| count).sum()
+}
+
+#[tokio::test]
+async fn an_uncontended_cycle_is_two_requests() {
+    const CYCLES: i64 = 200;
+    let server = Server::start();
+    let mut connection = server.client();
+    let locker = locker(&server).await;
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    // Whatever a locker sends once is sent by now.
+    for _ in 0..3 {
+        lock.lock().await.unwrap().release().await.unwrap();
+        drop(lock.lock().await.unwrap());
+    }
+    drop(lock.lock().await.unwrap());
+    eventually("the last drop", || !server.exists(lock.key())).await;
+    let before = calls(&mut connection);
+    for _ in 0..CYCLES {
+        let guard = lock.lock().await.unwrap();
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
+    let spent = between(&before, &calls(&mut connection));
+    assert_eq!(requests(&spent), 2 * CYCLES, "{spent:?}");
+    assert_eq!(spent.get("evalsha"), Some(&(2 * CYCLES)), "{spent:?}");
+}
+
+#[tokio::test]
+async fn a_dropped_guard_is_one_request_too() {
+    const CYCLES: i64 = 100;
+    let server = Server::start();
+    let mut connection = server.client();
+    let locker = locker(&server).await;
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    for _ in 0..3 {
+        drop(lock.lock().await.unwrap());
+    }
+    locker
+        .lock(unique_key())
+        .lock()
+        .await
+        .unwrap()
+        .release()
+        .await
+        .unwrap();
+    while connection.exists(lock.key()).unwrap() {
+        tokio::task::yield_now().await;
+    }
+    let before = calls(&mut connection);
+    for _ in 0..CYCLES {
+        // Its own key each time: a waiter behind a dropped guard might ask twice.
+        let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+        drop(lock.lock().await.unwrap());
+    }
+    locker.close(DEADLINE).await.unwrap();
+    let spent = between(&before, &calls(&mut connection));
+    assert_eq!(spent.get("evalsha"), Some(&(2 * CYCLES)), "{spent:?}");
+}
+
+#[tokio::test]
+async fn an_idle_guard_is_three_requests_per_ttl() {
+    let server = Server::start();
+    let mut connection = server.client();
+    let locker = locker(&server).await;
+    let ttl = Duration::from_millis(1500);
+    let lock = locker.lock(unique_key()).ttl(ttl);
+    // So that the server knows the scripts.
+    let guard = lock.lock().await.unwrap();
+    guard.renew().await.unwrap();
+    guard.release().await.unwrap();
+    let before = calls(&mut connection);
+    let guard = lock.lock().await.unwrap();
+    let began = Instant::now();
+    tokio::time::sleep(3 * ttl + ttl / 6).await;
+    let spent = between(&before, &calls(&mut connection));
+    let elapsed = began.elapsed();
+    assert!(!guard.is_lost());
+    // The acquire, and what is due: one more or less for the noise of the machine.
+    let due = i64::try_from(elapsed.as_millis() / (ttl.as_millis() / 3)).unwrap();
+    let renewals = spent["evalsha"] - 1;
+    assert!(
+        (renewals - due).abs() <= 1,
+        "{renewals} of {due}: {spent:?}"
+    );
+}
+
+#[tokio::test]
+async fn answers_about_our_own_keys_cost_nothing() {
+    let server = Server::start();
+    let mut connection = server.client();
+    let locker = locker(&server).await;
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    let guard = lock.lock().await.unwrap();
+    let before = calls(&mut connection);
+    for _ in 0..100 {
+        assert!(lock.try_lock().await.unwrap().is_none());
+        assert!(!guard.is_lost());
+        guard.ensure_held().unwrap();
+        assert!(guard.remaining() > Duration::ZERO);
+        assert!(!guard.lost().is_cancelled());
+    }
+    let spent = between(&before, &calls(&mut connection));
+    assert_eq!(requests(&spent), 0, "{spent:?}");
+}
+
+#[tokio::test]
+async fn ten_thousand_cycles_leave_only_fence_keys() {
+    const KEYS: usize = 20;
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let prefix = unique_key();
+    let mut tasks = Vec::new();
+    for number in 0..KEYS {
+        let lock = locker.lock(format!("{prefix}:{number}"));
+        tasks.push(tokio::spawn(async move {
+            for cycle in 0..10_000 / KEYS {
+                let guard = lock.lock().await.unwrap();
+                match cycle % 2 {
+                    0 => drop(guard),
+                    _ => assert_eq!(guard.release().await.unwrap(), Released::Freed),
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    locker.close(DEADLINE).await.unwrap();
+    let keys: Vec<String> = server.command(&["KEYS", "*"]);
+    assert_eq!(keys.len(), KEYS, "{keys:?}");
+    for key in &keys {
+        assert!(key.ends_with(":fence"), "{key}");
+        let pttl: i64 = server.command(&["PTTL", key]);
+        assert!(pttl > 0, "{key} stays for ever");
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_guards_are_held_and_renewed_in_batches() {
+    const GUARDS: usize = 1000;
+    let server = Server::start();
+    let mut connection = server.client();
+    let locker = locker(&server).await;
+    let ttl = Duration::from_millis(1200);
+    let tasks: Vec<_> = (0..GUARDS)
+        .map(|_| {
+            let lock = locker.lock(unique_key()).ttl(ttl);
+            tokio::spawn(async move { lock.lock().await.unwrap() })
+        })
+        .collect();
+    let mut guards: Vec<LockGuard> = Vec::new();
+    for task in tasks {
+        guards.push(task.await.unwrap());
+    }
+    let reads = |connection: &mut Connection| -> i64 {
+        let stats = info(connection, "stats");
+        let line = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("total_reads_processed:"));
+        line.expect("a count").trim().parse().expect("a number")
+    };
+    let calls_before = calls(&mut connection);
+    let reads_before = reads(&mut connection);
+    let began = Instant::now();
+    tokio::time::sleep(5 * ttl).await;
+    let rounds = began.elapsed().as_secs_f64() / (ttl / 3).as_secs_f64();
+    let reads_spent = reads(&mut connection) - reads_before;
+    let spent = between(&calls_before, &calls(&mut connection));
+    let lost = guards.iter().filter(|guard| guard.is_lost()).count();
+    assert_eq!(lost, 0, "of {GUARDS}");
+    let renewals = spent["evalsha"];
+    let most = (rounds + 2.0) * GUARDS as f64;
+    assert!(renewals as f64 <= most, "{renewals} of at most {most}");
+    assert!(
+        reads_spent * 5 < renewals,
+        "{renewals} renewals in {reads_spent} reads"
+    );
+    for guard in guards {
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
+}
