@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::acquire::queue::{Arrival, Place, Turn};
-use crate::backend::{Attempt, Claim};
+use crate::backend::{Attempt, Claim, Fences};
 use crate::backoff::Backoff;
 use crate::engine::{Engine, Hold};
 use crate::error::Error;
@@ -112,11 +112,7 @@ impl<'a> Contender<'a> {
         Self {
             engine,
             terms,
-            claim: Arc::new(Claim {
-                key: Arc::clone(key),
-                value: engine.settings.owner.fresh_value(),
-                ttl: terms.ttl,
-            }),
+            claim: fresh_claim(engine, key, terms.ttl),
             in_doubt: false,
         }
     }
@@ -138,6 +134,7 @@ impl<'a> Contender<'a> {
                     too_late(self.engine)
                 }
                 Ok(Attempt::Held { ttl }) => {
+                    self.withdraw();
                     self.in_doubt = false;
                     unreachable_until = None;
                     let now = Instant::now();
@@ -150,7 +147,10 @@ impl<'a> Contender<'a> {
                     self.sleep(end.map_or(next, |end| end.min(next))).await?;
                     continue;
                 }
-                Err(fault) => fault,
+                Err(fault) => {
+                    self.withdraw();
+                    fault
+                }
             };
             let limit = patience.limit_of(give_up);
             if Instant::now() >= limit {
@@ -173,7 +173,10 @@ impl<'a> Contender<'a> {
             .command_timeout
             .min(left.max(LAST_ATTEMPT));
         self.in_doubt = true;
-        let attempt = self.engine.backend.acquire(&self.claim, 1, within);
+        let attempt = self
+            .engine
+            .backend
+            .acquire(&self.claim, Fences::floor(1), within);
         let answer = unless_closed(self.engine, self.claim.key.name(), attempt).await?;
         match answer {
             Err(fault) if fault.permanent => Err(fault.about(Some(self.claim.key.name()))),
@@ -188,12 +191,17 @@ impl<'a> Contender<'a> {
     /// The grant came when its lease was over: undo it, and go on under a new value.
     fn start_anew(&mut self) {
         self.engine.driver.release(Arc::clone(&self.claim), None);
-        self.claim = Arc::new(Claim {
-            key: Arc::clone(&self.claim.key),
-            value: self.engine.settings.owner.fresh_value(),
-            ttl: self.claim.ttl,
-        });
+        self.claim = fresh_claim(self.engine, &self.claim.key, self.claim.ttl);
         self.in_doubt = false;
+    }
+
+    /// The attempt was not granted: undo what it may have left, where that spends its value.
+    fn withdraw(&mut self) {
+        if self.engine.backend.spends_values() {
+            self.engine.driver.clean_up(&self.claim);
+            self.claim = fresh_claim(self.engine, &self.claim.key, self.claim.ttl);
+            self.in_doubt = false;
+        }
     }
 
     fn hold(mut self, turn: Turn, fence: u64, deadline: Moment) -> Hold {
@@ -209,6 +217,11 @@ impl Drop for Contender<'_> {
             self.engine.driver.clean_up(&self.claim);
         }
     }
+}
+
+fn fresh_claim(engine: &Engine, key: &Arc<Key>, ttl: Duration) -> Arc<Claim> {
+    let value = engine.settings.owner.fresh_value();
+    Arc::new(Claim::new(Arc::clone(key), value, ttl))
 }
 
 /// The fault of a server that grants a lock when its lease is over already.

@@ -3,16 +3,18 @@
 pub(crate) mod connection;
 pub(crate) mod memory;
 pub(crate) mod node;
+pub(crate) mod quorum;
 pub(crate) mod script;
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 
+use crate::backend::quorum::stake::Stake;
 use crate::fault::Fault;
 use crate::key::Key;
 use crate::lease::clock::Moment;
@@ -27,9 +29,20 @@ pub(crate) struct Claim {
     pub(crate) value: Arc<str>,
     /// In whole milliseconds.
     pub(crate) ttl: Duration,
+    /// What a quorum knows of the claim at its servers.
+    stake: OnceLock<Arc<Stake>>,
 }
 
 impl Claim {
+    pub(crate) fn new(key: Arc<Key>, value: Arc<str>, ttl: Duration) -> Self {
+        Self {
+            key,
+            value,
+            ttl,
+            stake: OnceLock::new(),
+        }
+    }
+
     pub(crate) fn ttl_millis(&self) -> u64 {
         whole_millis(self.ttl)
     }
@@ -42,6 +55,29 @@ impl Claim {
     /// When the request was sent that was granted until `deadline`.
     pub(crate) fn sent(&self, deadline: Moment) -> Moment {
         deadline.minus(self.ttl - margin(self.ttl))
+    }
+}
+
+/// Fencing numbers that follow each other, at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fences {
+    pub(crate) from: u64,
+    pub(crate) count: u64,
+}
+
+impl Fences {
+    /// What to ask for now: `count` numbers, from the wall clock on or later (P8). All servers of
+    /// a quorum are asked for the same, so that they agree as a rule.
+    pub(crate) fn floor(count: u64) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            from: since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64),
+            count,
+        }
+    }
+
+    pub(crate) fn last(self) -> u64 {
+        self.from + self.count - 1
     }
 }
 
@@ -92,11 +128,12 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Makes sure that the store can be reached from the present runtime, and is usable.
     fn connect(&self, within: Duration) -> Answer<'_, ()>;
 
-    /// Takes the lock if it is free, reserving `fences` fencing numbers. Idempotent for a value.
+    /// Takes the lock if it is free, reserving `fences`, from its first number on or from a later
+    /// one. Idempotent for a value.
     fn acquire<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt>;
 
@@ -104,15 +141,30 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     /// None if no attempt is in doubt.
     fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup>;
 
+    /// Whether an attempt that was not granted spends its value: it may have left traces, which
+    /// are yet to be cleaned up under that value, so the next attempt needs another.
+    fn spends_values(&self) -> bool {
+        false
+    }
+
     /// Extends the lock if it is ours; never shortens and never creates it (P7).
-    fn renew<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Renewal>;
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal>;
 
     /// Frees the lock if it is ours (P6). Idempotent.
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;
 
+    /// Waits for what an answered release left to be done behind the scenes, at most `within`.
+    fn settle<'a>(
+        &'a self,
+        _claim: &'a Arc<Claim>,
+        _within: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(ready(()))
+    }
+
     /// Tells who has the lock.
-    fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>>;
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, Option<Holder>>;
 
     /// Takes the lock from whoever has it; says whether anybody had.
-    fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool>;
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool>;
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{Client, RedisError, Value};
@@ -11,32 +11,43 @@ use tokio::time::Instant;
 
 use crate::backend::connection::{Connection, Connections, Failure};
 use crate::backend::script::{self, Argument, Script};
-use crate::backend::{Answer, Attempt, Backend, Claim, Cleanup, Freed, Renewal};
+use crate::backend::{Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Renewal};
 use crate::fault::Fault;
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
 use crate::owner::Holder;
 
 /// How long a fencing counter outlives its last use.
-const FENCE_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+pub(super) const FENCE_TTL: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 pub(crate) struct Node {
     connections: Connections,
     clock: Clock,
+    role: Role,
     /// Values whose acquire was cut short, and the ways it was sent: the key may be set yet (P10).
     doubts: Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>,
 }
 
+/// How a server keeps the fencing counter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Role {
+    /// Its own word decides the number.
+    Alone,
+    /// It remembers who wrote the counter, so that the number can be agreed on with the others.
+    Member,
+}
+
 impl Node {
-    pub(crate) fn new(client: &Client, clock: Clock) -> Result<Self, RedisError> {
+    pub(crate) fn new(client: &Client, clock: Clock, role: Role) -> Result<Self, RedisError> {
         Ok(Self {
             connections: Connections::new(client)?,
             clock,
+            role,
             doubts: Mutex::default(),
         })
     }
 
-    async fn call(
+    pub(super) async fn call(
         &self,
         script: &Script,
         keys: &[&str],
@@ -49,7 +60,7 @@ impl Node {
             .await
     }
 
-    async fn call_over(
+    pub(super) async fn call_over(
         &self,
         connection: Arc<Connection>,
         script: &Script,
@@ -75,35 +86,30 @@ impl Node {
         })
     }
 
-    fn fault(&self, failure: Failure) -> Fault {
+    pub(super) fn fault(&self, failure: Failure) -> Fault {
         failure.into_fault(self.connections.server())
     }
 
     async fn acquire(
         &self,
         claim: &Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Result<Attempt, Fault> {
-        let until = Instant::now() + within;
-        let connection = self.connections.get(until).await?;
-        let doubt = Doubt::raise(self, claim, &connection);
-        let reply = self
-            .call_over(
-                connection,
-                &script::ACQUIRE,
-                &[claim.key.name(), claim.key.fence()],
-                &[
-                    Argument::Text(&claim.value),
-                    Argument::Number(claim.ttl_millis()),
-                    Argument::Number(wall_clock_micros()),
-                    Argument::Number(fences),
-                    Argument::Number(FENCE_TTL.as_millis() as u64),
-                ],
-                until,
-            )
-            .await
-            .map_err(|failure| self.fault(failure))?;
+        let key = &claim.key;
+        let keys = [&**key.name(), key.fence(), key.fence_owner()];
+        let (script, keys) = match self.role {
+            Role::Alone => (&script::ACQUIRE, &keys[..2]),
+            Role::Member => (&script::ACQUIRE_MEMBER, &keys[..]),
+        };
+        let arguments = [
+            Argument::Text(&claim.value),
+            Argument::Number(claim.ttl_millis()),
+            Argument::Number(fences.from),
+            Argument::Number(fences.count),
+            Argument::Number(FENCE_TTL.as_millis() as u64),
+        ];
+        let (reply, doubt) = self.create(claim, script, keys, &arguments, within).await?;
         let attempt = match reply.pair()? {
             (1, fence) => Attempt::Granted {
                 fence: fence as u64,
@@ -115,6 +121,31 @@ impl Node {
         };
         doubt.settle();
         Ok(attempt)
+    }
+
+    /// Calls a script that may set the lock key. The claim is in doubt until the reply was
+    /// understood.
+    pub(super) async fn create<'a>(
+        &'a self,
+        claim: &'a Claim,
+        script: &Script,
+        keys: &[&str],
+        arguments: &script::Arguments<'_>,
+        within: Duration,
+    ) -> Result<(Reply, Doubt<'a>), Fault> {
+        let until = Instant::now() + within;
+        let connection = self.connections.get(until).await?;
+        let doubt = Doubt::raise(self, claim, &connection);
+        let reply = self
+            .call_over(connection, script, keys, arguments, until)
+            .await
+            .map_err(|failure| self.fault(failure))?;
+        Ok((reply, doubt))
+    }
+
+    /// Ends the doubt about a claim: the ways on which its key may yet be set.
+    fn doubtful_ways(&self, claim: &Claim) -> Vec<Arc<Connection>> {
+        self.doubts.lock().remove(&claim.value).unwrap_or_default()
     }
 }
 
@@ -138,15 +169,15 @@ impl Backend for Node {
     fn acquire<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt> {
         Box::pin(self.acquire(claim, fences, within))
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
-        let ways = self.doubts.lock().remove(&claim.value).unwrap_or_default();
-        ways.into_iter()
+        self.doubtful_ways(claim)
+            .into_iter()
             .map(|connection| Cleanup {
                 runtime: connection.runtime().clone(),
                 run: Box::pin(release_over(connection, Arc::clone(claim))),
@@ -154,7 +185,7 @@ impl Backend for Node {
             .collect()
     }
 
-    fn renew<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Renewal> {
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
         Box::pin(async move {
             let arguments = [
                 Argument::Text(&claim.value),
@@ -185,9 +216,15 @@ impl Backend for Node {
                 .call(&script::RELEASE, &[claim.key.name()], &arguments, within)
                 .await;
             // A retried acquire was granted, and an earlier try of it may run yet: it must find a
-            // release behind it, too (P10).
-            for cleanup in self.disown(claim) {
-                cleanup.runtime.spawn(cleanup.run);
+            // release behind it, too (P10). On the way that this one went it has.
+            for way in self.doubtful_ways(claim) {
+                if !reply
+                    .as_ref()
+                    .is_ok_and(|reply| Arc::ptr_eq(&reply.connection, &way))
+                {
+                    let runtime = way.runtime().clone();
+                    runtime.spawn(release_over(way, Arc::clone(claim)));
+                }
             }
             match reply {
                 Ok(reply) => reply.freed(),
@@ -197,7 +234,7 @@ impl Backend for Node {
         })
     }
 
-    fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>> {
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, Option<Holder>> {
         Box::pin(async move {
             let reply = self
                 .call(&script::HOLDER, &[key.name()], &[], within)
@@ -216,7 +253,7 @@ impl Backend for Node {
         })
     }
 
-    fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool> {
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool> {
         Box::pin(async move {
             let reply = self
                 .call(&script::FORCE_RELEASE, &[key.name()], &[], within)
@@ -255,7 +292,7 @@ async fn release_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<
 }
 
 /// Marks a claim as possibly granted, from before the request is sent until it is answered.
-struct Doubt<'a> {
+pub(super) struct Doubt<'a> {
     node: &'a Node,
     claim: &'a Claim,
     way: Option<Arc<Connection>>,
@@ -272,7 +309,7 @@ impl<'a> Doubt<'a> {
 
     /// The request was answered, and so every earlier one of this value on the same way has run;
     /// what was sent on other ways stays in doubt.
-    fn settle(mut self) {
+    pub(super) fn settle(mut self) {
         let Some(way) = self.way.take() else { return };
         let mut doubts = self.node.doubts.lock();
         if let Some(ways) = doubts.get_mut(&self.claim.value) {
@@ -296,14 +333,14 @@ impl Drop for Doubt<'_> {
     }
 }
 
-struct Reply {
+pub(super) struct Reply {
     connection: Arc<Connection>,
     sent: Moment,
     value: Value,
 }
 
 impl Reply {
-    fn number(&self) -> Result<i64, Fault> {
+    pub(super) fn number(&self) -> Result<i64, Fault> {
         match self.value {
             Value::Int(number) => Ok(number),
             _ => Err(self.unexpected()),
@@ -335,10 +372,4 @@ impl Reply {
 /// A PTTL as Redis answers it: negative for a key without one.
 fn remaining(pttl: i64) -> Option<Duration> {
     u64::try_from(pttl).ok().map(Duration::from_millis)
-}
-
-/// The floor of the fence (P8).
-fn wall_clock_micros() -> u64 {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64)
 }

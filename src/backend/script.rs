@@ -63,8 +63,11 @@ macro_rules! scripts {
 
 scripts! {
     ACQUIRE = "acquire.lua";
+    ACQUIRE_MEMBER = "acquire_member.lua";
     FORCE_RELEASE = "force_release.lua";
     HOLDER = "holder.lua";
+    RAISE = "raise.lua";
     RELEASE = "release.lua";
     RENEW = "renew.lua";
+    RESTORE = "restore.lua";
 }

@@ -14,6 +14,10 @@ use crate::backoff::Backoff;
 use crate::fault::Fault;
 use crate::lease::driver::{Driver, Shared};
 
+/// How long a release that was answered counts as pending for the sake of what is left of it: the
+/// slowest server of a quorum.
+const LINGER: Duration = Duration::from_millis(100);
+
 /// How many releases are still to be confirmed.
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
@@ -82,7 +86,10 @@ impl Errand {
             let within = self.shared.command_timeout;
             let answer = self.shared.backend.release(&self.claim, within).await;
             let fault = match answer {
-                Ok(_) => return,
+                Ok(_) => {
+                    self.vacate();
+                    return self.shared.backend.settle(&self.claim, LINGER).await;
+                }
                 Err(fault) => fault,
             };
             // A waiter of this process that tries now hears for itself how Redis is.

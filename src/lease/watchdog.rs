@@ -262,11 +262,7 @@ mod tests {
 
         fn watch(&mut self, renew_every: Option<Duration>) -> (u64, Arc<Lease>) {
             let key = Arc::new(Key::new("", "k".to_owned()));
-            let claim = Arc::new(Claim {
-                key: Arc::clone(&key),
-                value: "v".into(),
-                ttl: TTL,
-            });
+            let claim = Arc::new(Claim::new(Arc::clone(&key), "v".into(), TTL));
             let deadline = claim.deadline(self.clock.now());
             let lease = Arc::new(Lease::new(self.clock.clone(), key, 1, deadline, None));
             let watch = Watch::new(Arc::clone(&lease), claim, 0, deadline, renew_every);
@@ -338,11 +334,7 @@ mod tests {
         f.roster.fall_asleep();
         f.clock.advance(EVERY / 2);
         let key = Arc::new(Key::new("", "other".to_owned()));
-        let claim = Arc::new(Claim {
-            key: Arc::clone(&key),
-            value: "w".into(),
-            ttl: TTL,
-        });
+        let claim = Arc::new(Claim::new(Arc::clone(&key), "w".into(), TTL));
         let deadline = claim.deadline(f.clock.now());
         let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
         let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY));
@@ -366,11 +358,7 @@ mod tests {
         let mut f = Fixture::new();
         let (_, lease) = f.watch(Some(EVERY));
         assert_eq!(f.roster.close().len(), 1);
-        let claim = Arc::new(Claim {
-            key: Arc::clone(lease.key()),
-            value: "v".into(),
-            ttl: TTL,
-        });
+        let claim = Arc::new(Claim::new(Arc::clone(lease.key()), "v".into(), TTL));
         let watch = Watch::new(Arc::clone(&lease), claim, 0, lease.deadline(), None);
         assert!(f.roster.insert(watch).is_err());
     }

@@ -1,0 +1,1 @@
+//! The quorum over members that do what a test tells them.
