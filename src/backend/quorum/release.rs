@@ -4,8 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::stake::Stake;
@@ -20,6 +20,8 @@ const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// So many releases at a time are tried again at a server that does not answer. The keys of
 /// further ones stay there until their TTL.
 const RETRIES: usize = 64;
+const FIRST_RETRY: Duration = Duration::from_millis(20);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
 
 /// A server of the quorum.
 pub(super) struct Seat {
@@ -35,7 +37,7 @@ impl Seat {
         })
     }
 
-    /// Frees the key at one server. If that fails, it is tried again behind the scenes.
+    /// Frees the key at one server. What cannot be done at once is done behind the scenes.
     pub(super) fn free(
         self: &Arc<Self>,
         claim: &Arc<Claim>,
@@ -47,44 +49,50 @@ impl Seat {
         let releasing = stake.begin_release();
         async move {
             let _releasing = releasing;
-            let answer = loop {
-                // S2. A runtime that is blocked may keep a request from ending.
-                let quiet = timeout(within, stake.quiet(member)).await.is_ok();
-                let answer = seat.member.release(&claim, within).await;
-                if quiet {
-                    break answer;
-                }
-            };
-            match answer {
-                Ok(freed) => Ok(stake.note_release(member, freed)),
-                Err(fault) => {
-                    if !fault.permanent
-                        && let Ok(permit) = Arc::clone(&seat.retries).try_acquire_owned()
-                    {
-                        tokio::spawn(seat.insist(claim, within, permit));
-                    }
-                    Err(fault)
-                }
+            let overtakes = !stake.is_quiet(member);
+            let answer = seat.member.release(&claim, within).await;
+            let answer = answer.map(|freed| stake.note_release(member, freed));
+            if overtakes {
+                tokio::spawn(seat.free_again(claim, stake, member, within));
+            } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
+                seat.insist(claim, within);
             }
+            answer
+        }
+    }
+
+    /// S2: frees the key behind requests that may have set it after the first release.
+    async fn free_again(
+        self: Arc<Self>,
+        claim: Arc<Claim>,
+        stake: Arc<Stake>,
+        member: usize,
+        within: Duration,
+    ) {
+        stake.quiet(member).await;
+        let answer = self.member.release(&claim, within).await;
+        if answer.is_err_and(|fault| !fault.permanent) {
+            self.insist(claim, within);
         }
     }
 
     /// Tries to free the key until it is, or is gone by its TTL.
-    async fn insist(
-        self: Arc<Self>,
-        claim: Arc<Claim>,
-        within: Duration,
-        _permit: OwnedSemaphorePermit,
-    ) {
-        let until = Instant::now() + claim.ttl;
-        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
-        while Instant::now() < until {
-            tokio::time::sleep(backoff.next()).await;
-            match self.member.release(&claim, within).await {
-                Err(fault) if !fault.permanent => {}
-                _ => return,
+    fn insist(self: Arc<Self>, claim: Arc<Claim>, within: Duration) {
+        let Ok(permit) = Arc::clone(&self.retries).try_acquire_owned() else {
+            return;
+        };
+        tokio::spawn(async move {
+            let _permit = permit;
+            let until = Instant::now() + claim.ttl;
+            let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+            while Instant::now() < until {
+                tokio::time::sleep(backoff.next()).await;
+                match self.member.release(&claim, within).await {
+                    Err(fault) if !fault.permanent => {}
+                    _ => return,
+                }
             }
-        }
+        });
     }
 }
 

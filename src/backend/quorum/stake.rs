@@ -4,12 +4,12 @@
 //!
 //! * **S1** A request that can set the claim's key (an acquire, a repair) is begun only while the
 //!   claim has not ended. When it ends, those under way are cut short.
-//! * **S2** A server is told to release the claim only after every such request to it has ended.
-//!   One that was cut short is by then among the doubts of its node, which sends a release down
-//!   the same connection, behind it.
+//! * **S2** A server is told to release the claim at once, and if such a request was under way to
+//!   it then, a second time when that has ended. If it was cut short, it is among the doubts of
+//!   its node by then, which sends a release down the same connection, behind it.
 //!
-//! So a repair never follows a release: not one that was about to start when the release came
-//! (S1), and not one that was on its way (S2). A release that is tried again keeps what the
+//! So no repair outlives a release: not one that was about to start when the release came (S1),
+//! and not one that was on its way (S2). A release that is tried again keeps what the
 //! earlier tries heard.
 
 use std::future::Future;
@@ -124,6 +124,10 @@ impl Stake {
         members
             .filter_map(|(member, at)| std::mem::take(&mut at.touched).then_some(member))
             .collect()
+    }
+
+    pub(super) fn is_quiet(&self, member: usize) -> bool {
+        self.state.lock().members[member].creations == 0
     }
 
     /// Waits until no request that can set the key at `member` is under way (S2).
