@@ -45,6 +45,16 @@ impl Locker {
         Self::builder().connect(url)
     }
 
+    /// Connects to a quorum of independent Redis servers; see
+    /// [`Locker::quorum`](crate::Locker::quorum).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn quorum(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, Error> {
+        Self::builder().quorum(urls)
+    }
+
     /// Returns a builder, for what [`connect`](Self::connect) leaves at its default.
     pub fn builder() -> Builder {
         Builder::default()
@@ -120,6 +130,15 @@ impl Builder {
     /// As for [`Builder::connect_client`](crate::Builder::connect_client).
     pub fn connect_client(self, client: redis::Client) -> Result<Locker, Error> {
         self.0.connect_client_blocking(&client).map(Locker)
+    }
+
+    /// Connects to a quorum of independent servers by their URLs.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::quorum`](crate::Builder::quorum).
+    pub fn quorum(self, urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Locker, Error> {
+        self.0.quorum_blocking(urls).map(Locker)
     }
 
     /// Makes a locker without Redis.

@@ -394,7 +394,9 @@ impl Tenancy {
         let engine = &self.context.engine;
         let fences = self.terms.fences_of_a_stretch();
         let within = engine.settings.command_timeout;
-        engine.backend.keep(&self.claim, fences, within)
+        engine
+            .backend
+            .keep(&self.claim, Fences::floor(fences), within)
     }
 
     fn keep_in_background(self, lease: Arc<Lease>) {

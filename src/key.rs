@@ -12,6 +12,7 @@ use std::sync::Arc;
 pub(crate) struct Key {
     name: Arc<str>,
     fence: String,
+    fence_owner: String,
     queue: String,
     waiters: String,
 }
@@ -25,6 +26,7 @@ impl Key {
         };
         Self {
             fence: beside(&name, "fence"),
+            fence_owner: beside(&name, "fence-owner"),
             queue: beside(&name, "lock-queue"),
             waiters: beside(&name, "lock-waiters"),
             name,
@@ -39,6 +41,11 @@ impl Key {
     /// Where the fencing counter is.
     pub(crate) fn fence(&self) -> &str {
         &self.fence
+    }
+
+    /// Where a server of a quorum keeps the value of the claim that wrote the fencing counter.
+    pub(crate) fn fence_owner(&self) -> &str {
+        &self.fence_owner
     }
 
     /// All the keys that the scripts of the queue take.

@@ -9,7 +9,8 @@ use crate::acquire::queue::Queues;
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
 use crate::backend::memory::Memory;
-use crate::backend::node::Node;
+use crate::backend::node::{Node, Role};
+use crate::backend::quorum::{Member, Quorum};
 use crate::engine::{Engine, Settings};
 use crate::error::Error;
 use crate::fault::Cause;
@@ -22,6 +23,7 @@ use crate::owner::Owner;
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+const FEWEST_SERVERS: usize = 3;
 
 /// Makes locks. One is enough for a process; clones are cheap and share everything.
 ///
@@ -70,6 +72,67 @@ impl Locker {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect(url: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().connect(url).await
+    }
+
+    /// Connects to a quorum of independent Redis servers (Redlock), with the defaults of
+    /// [`Builder`]: a lock is held while a majority of them has its key.
+    ///
+    /// The servers must not replicate each other. Take an odd number, three or five: an even
+    /// number puts up with no more failures than one server less, and is warned of in `tracing`.
+    ///
+    /// # What it buys
+    ///
+    /// With any minority of the servers crashed, frozen or cut off, locks are acquired, renewed
+    /// and released as if nothing had happened, and still exclude each other. A server that comes
+    /// back empty is given the keys of the locks that are held. Fencing tokens are agreed on by a
+    /// majority, so they grow whichever servers answer.
+    ///
+    /// # What it does not
+    ///
+    /// * A server that comes back without its data has forgotten its grants. Until the next
+    ///   renewal has repaired it, it counts as failed, and a second one that forgets in that time
+    ///   can let two holders in. So a server without persistence (`appendonly yes`,
+    ///   `appendfsync always`) should be kept down for the longest TTL before it is started again.
+    /// * A replica that takes the place of one of the servers is such a loss, too: a failover
+    ///   forgets what was not yet replicated. Give the quorum plain servers.
+    /// * It is not fair, and contenders of different processes come back at random. `try_lock`
+    ///   can find two contenders taking a part each, and turn both away.
+    /// * Each step costs a request to every server, and lasts as long as the fastest majority
+    ///   takes.
+    ///
+    /// One server is the better choice where its failure may stop the work, where the lock only
+    /// saves work rather than protects it, or where waiters should be served in turn.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelling the call has no effect.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a URL that is not one, fewer than three servers, or the same server
+    /// twice; [`Error::Unavailable`] if no majority can be reached, [`Error::Refused`] if so many
+    /// refuse for good that there can be none.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), redlease::Error> {
+    /// let locker = redlease::Locker::quorum([
+    ///     "redis://redis-a/",
+    ///     "redis://redis-b/",
+    ///     "redis://redis-c/",
+    /// ])
+    /// .await?;
+    /// let guard = locker.lock("invoice:42").lock().await?;
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub async fn quorum(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, Error> {
+        Self::builder().quorum(urls).await
     }
 
     /// Returns a builder, for what [`connect`](Self::connect) leaves at its default.
@@ -136,6 +199,33 @@ impl Locker {
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         &self.handle.engine
+    }
+
+    async fn connected(self) -> Result<Self, Error> {
+        let engine = self.engine();
+        let within = engine.settings.command_timeout;
+        let connected = engine.backend.connect(within).await;
+        connected.map_err(|fault| fault.about(None))?;
+        // The driver's own connection, before it is needed in a hurry.
+        let backend = Arc::clone(&engine.backend);
+        engine.driver.spawn(async move {
+            // A failure is no matter yet: whoever needs the connection opens it again.
+            let _ = backend.connect(within).await;
+        });
+        Ok(self)
+    }
+
+    fn connected_blocking(self) -> Result<Self, Error> {
+        let backend = Arc::clone(&self.engine().backend);
+        let within = self.engine().settings.command_timeout;
+        let connected = self
+            .engine()
+            .block_on(async move { backend.connect(within).await });
+        match connected {
+            Some(Ok(())) => Ok(self),
+            Some(Err(fault)) => Err(fault.about(None)),
+            None => Err(Error::Closed { key: None }),
+        }
     }
 
     pub(crate) fn close_blocking(&self, timeout: Duration) -> Result<(), Error> {
@@ -263,18 +353,23 @@ impl Builder {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect_client(self, client: Client) -> Result<Locker, Error> {
-        let locker = self.on_one_server(&client)?;
-        let engine = locker.engine();
-        let within = engine.settings.command_timeout;
-        let connected = engine.backend.connect(within).await;
-        connected.map_err(|fault| fault.about(None))?;
-        // The driver's own connection, before it is needed in a hurry.
-        let backend = Arc::clone(&engine.backend);
-        engine.driver.spawn(async move {
-            // A failure is no matter yet: whoever needs the connection opens it again.
-            let _ = backend.connect(within).await;
-        });
-        Ok(locker)
+        self.on_one_server(&client)?.connected().await
+    }
+
+    /// Connects to a quorum of independent servers by their URLs; see [`Locker::quorum`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Locker::quorum`], and [`Error::Invalid`] for a setting that is not usable.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn quorum(
+        self,
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Locker, Error> {
+        self.on_a_quorum(urls)?.connected().await
     }
 
     /// Makes a locker without Redis; see [`Locker::in_memory`].
@@ -295,24 +390,56 @@ impl Builder {
     }
 
     pub(crate) fn connect_client_blocking(self, client: &Client) -> Result<Locker, Error> {
-        let locker = self.on_one_server(client)?;
-        let backend = Arc::clone(&locker.engine().backend);
-        let within = locker.engine().settings.command_timeout;
-        let connected = locker
-            .engine()
-            .block_on(async move { backend.connect(within).await });
-        match connected {
-            Some(Ok(())) => Ok(locker),
-            Some(Err(fault)) => Err(fault.about(None)),
-            None => Err(Error::Closed { key: None }),
-        }
+        self.on_one_server(client)?.connected_blocking()
+    }
+
+    pub(crate) fn quorum_blocking(
+        self,
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Locker, Error> {
+        self.on_a_quorum(urls)?.connected_blocking()
     }
 
     fn on_one_server(self, client: &Client) -> Result<Locker, Error> {
         let clock = Clock::system();
         let wakeups = Arc::new(Wakeups::default());
-        let node = Node::new(client, clock.clone(), Arc::clone(&wakeups) as _);
-        self.start(Arc::new(node.map_err(bad_url)?), wakeups, clock)
+        let signals = Arc::clone(&wakeups) as _;
+        let node = Node::new(client, clock.clone(), signals, Role::Alone).map_err(bad_url)?;
+        self.start(Arc::new(node), wakeups, clock)
+    }
+
+    fn on_a_quorum(self, urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Locker, Error> {
+        let clock = Clock::system();
+        let wakeups = Arc::new(Wakeups::default());
+        let mut members: Vec<Arc<dyn Member>> = Vec::new();
+        for url in urls {
+            let client = client(url.as_ref())?;
+            let signals = Arc::clone(&wakeups) as _;
+            let node = Node::new(&client, clock.clone(), signals, Role::Member).map_err(bad_url)?;
+            if members
+                .iter()
+                .any(|member| member.server() == node.server())
+            {
+                let problem = format!("the server {} is twice in the quorum", node.server());
+                return Err(Error::invalid(None, problem));
+            }
+            members.push(Arc::new(node));
+        }
+        if members.len() < FEWEST_SERVERS {
+            let problem = format!(
+                "a quorum needs at least {FEWEST_SERVERS} servers, not {}",
+                members.len()
+            );
+            return Err(Error::invalid(None, problem));
+        }
+        if members.len().is_multiple_of(2) {
+            tracing::warn!(
+                servers = members.len(),
+                "a quorum of an even number of servers puts up with no more failures than one \
+                 server less"
+            );
+        }
+        self.start(Arc::new(Quorum::new(members)), wakeups, clock)
     }
 
     fn start(

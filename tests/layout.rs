@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 35] = [
+const LAYERS: [&str; 42] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -24,6 +24,13 @@ const LAYERS: [&str; 35] = [
     "lease/watchdog.rs",
     "lease/mod.rs",
     "lease/pending.rs",
+    "backend/quorum/release.rs",
+    "backend/quorum/mod.rs",
+    "backend/quorum/fence.rs",
+    "backend/quorum/renew.rs",
+    "backend/quorum/member.rs",
+    "backend/quorum/round.rs",
+    "backend/quorum/stake.rs",
     "backend/node.rs",
     "backend/connection.rs",
     "backend/push.rs",

@@ -15,10 +15,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::acquire::outage::Outage;
 use crate::acquire::queue::{Arrival, Called, Turn};
+use crate::acquire::wakeup::Nudge;
 use crate::backend::{Attempt, Claim, Fences};
 use crate::backoff::Backoff;
 use crate::error::Error;
@@ -133,7 +134,8 @@ impl<'a> Contender<'a> {
         patience: Patience,
     ) -> Result<Option<Hold>, Error> {
         let end = patience.end();
-        let mut poll = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
+        let mut poll = first_polls();
+        let mut listener = None;
         let mut outage = Outage::new(self.terms.give_up_after, patience.limit());
         // A key that was contended a moment ago: no attempt, that would be refused.
         if end.is_none_or(|end| end > Instant::now())
@@ -155,6 +157,7 @@ impl<'a> Contender<'a> {
                     }
                 }
                 Ok(Attempt::Held { ttl }) => {
+                    self.withdraw();
                     outage.is_over();
                     let now = Instant::now();
                     if end.is_some_and(|end| end <= now) {
@@ -168,11 +171,42 @@ impl<'a> Contender<'a> {
                     let wait = ttl.map_or(LONGEST_POLL, |ttl| ttl + SHORTEST_POLL);
                     let next = now + poll.next().min(wait);
                     let next = end.map_or(next, |end| end.min(next));
-                    self.unless_closed(sleep_until(next)).await?;
+                    let wakeups = &self.context.engine.wakeups;
+                    let listener = listener.get_or_insert_with(|| wakeups.listen(&self.claim));
+                    let nudged = async {
+                        tokio::select! {
+                            biased;
+                            _ = listener.news(Nudge::Changed) => true,
+                            () = sleep_until(next) => false,
+                        }
+                    };
+                    if self.unless_closed(nudged).await? {
+                        // Others have heard it, too: come back at random.
+                        poll = first_polls();
+                        self.unless_closed(sleep(poll.next())).await?;
+                    }
                 }
-                Err(fault) => self.put_up_with(&mut outage, fault).await?,
+                Err(fault) => {
+                    self.withdraw();
+                    self.put_up_with(&mut outage, fault).await?;
+                }
             }
         }
+    }
+
+    /// The attempt was not granted: undo what it may have left, where that spends its value.
+    fn withdraw(&mut self) {
+        if self.context.engine.backend.spends_values() {
+            self.start_anew();
+        }
+    }
+
+    /// Undoes what was done under this value, and goes on under another.
+    fn start_anew(&mut self) {
+        let driver = &self.context.engine.driver;
+        driver.clean_up(&self.claim, self.is_queued);
+        self.claim = fresh_claim(self.context, &self.claim.key, self.terms);
+        self.in_doubt = false;
     }
 
     /// Asks once. The outer error ends the acquisition; the inner one leaves the outcome open.
@@ -181,7 +215,9 @@ impl<'a> Contender<'a> {
         let within = outage.bound(engine.settings.command_timeout);
         let fences = self.context.fences_wanted(&self.claim.key, self.terms);
         self.in_doubt = true;
-        let attempt = engine.backend.acquire(&self.claim, fences, within);
+        let attempt = engine
+            .backend
+            .acquire(&self.claim, Fences::floor(fences), within);
         self.unless_closed(attempt).await
     }
 
@@ -203,12 +239,12 @@ impl<'a> Contender<'a> {
                 by_push,
             });
         }
-        engine.driver.clean_up(&self.claim, true);
-        self.claim = fresh_claim(self.context, &self.claim.key, self.terms);
-        self.in_doubt = false;
+        let server = engine.backend.server();
+        engine.driver.leave(Arc::clone(&self.claim));
+        self.start_anew();
         Err(Fault {
             permanent: false,
-            server: engine.backend.server(),
+            server,
             cause: Cause::new(io::Error::new(
                 io::ErrorKind::TimedOut,
                 "the answer took longer than the lease lasts",
@@ -246,6 +282,10 @@ impl Drop for Contender<'_> {
 fn fresh_claim(context: &Context, key: &Arc<Key>, terms: &Terms) -> Arc<Claim> {
     let value = context.engine.settings.owner.fresh_value();
     Arc::new(Claim::new(Arc::clone(key), value, terms.ttl))
+}
+
+fn first_polls() -> Backoff {
+    Backoff::new(SHORTEST_POLL, LONGEST_POLL)
 }
 
 /// Ends at `end`, or never.

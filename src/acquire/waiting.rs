@@ -60,7 +60,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::acquire::outage::Outage;
 use crate::acquire::wakeup::{Listener, Nudge};
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
-use crate::backend::{Beat, Grant, Queue, Renewal, Standing};
+use crate::backend::{Beat, Fences, Grant, Queue, Renewal, Standing};
 use crate::backoff::{Backoff, jittered};
 use crate::error::Error;
 use crate::fault::Fault;
@@ -165,7 +165,7 @@ impl Contender<'_> {
             tokio::select! {
                 biased;
                 grant = listener.grant() => Ok(Heard::Grant(grant)),
-                beat = queue.enqueue(&self.claim, fences, within) => beat.map(Heard::Beat),
+                beat = queue.enqueue(&self.claim, Fences::floor(fences), within) => beat.map(Heard::Beat),
             }
         };
         self.unless_closed(heard).await

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use crate::backend::memory::Memory;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Freed, Kept, Queue, Renewal, Signals,
+    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -154,7 +154,7 @@ impl Backend for Faulty {
     fn acquire<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt> {
         Box::pin(async move {
@@ -180,7 +180,7 @@ impl Backend for Faulty {
         }]
     }
 
-    fn renew<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Renewal> {
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
         Box::pin(async move {
             let trouble = self.trouble(|state| &mut state.renewals);
             let call = Box::pin(async move { self.memory.renew(claim, within).await });
@@ -202,7 +202,7 @@ impl Backend for Faulty {
     fn keep<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Kept> {
         Box::pin(async move {
@@ -217,11 +217,11 @@ impl Backend for Faulty {
         None
     }
 
-    fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>> {
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, Option<Holder>> {
         self.memory.holder(key, within)
     }
 
-    fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool> {
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool> {
         self.memory.force_release(key, within)
     }
 }

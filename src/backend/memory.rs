@@ -130,17 +130,17 @@ impl Backend for Memory {
     fn acquire<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         _within: Duration,
     ) -> Answer<'a, Attempt> {
-        Box::pin(ready(Ok(self.try_acquire(claim, fences))))
+        Box::pin(ready(Ok(self.try_acquire(claim, fences.count))))
     }
 
     fn disown(&self, _claim: &Arc<Claim>) -> Vec<Cleanup> {
         Vec::new()
     }
 
-    fn renew<'a>(&'a self, claim: &'a Claim, _within: Duration) -> Answer<'a, Renewal> {
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, _within: Duration) -> Answer<'a, Renewal> {
         Box::pin(ready(Ok(self.try_renew(claim))))
     }
 
@@ -151,17 +151,17 @@ impl Backend for Memory {
     fn keep<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         _within: Duration,
     ) -> Answer<'a, Kept> {
-        Box::pin(ready(Ok(self.try_keep(claim, fences))))
+        Box::pin(ready(Ok(self.try_keep(claim, fences.count))))
     }
 
     fn queue(&self) -> Option<&dyn Queue> {
         None
     }
 
-    fn holder<'a>(&'a self, key: &'a Key, _within: Duration) -> Answer<'a, Option<Holder>> {
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, _within: Duration) -> Answer<'a, Option<Holder>> {
         let now = self.clock.now();
         let mut store = self.store.lock();
         let holder = store.live(key, now).map(|entry| {
@@ -171,7 +171,7 @@ impl Backend for Memory {
         Box::pin(ready(Ok(holder)))
     }
 
-    fn force_release<'a>(&'a self, key: &'a Key, _within: Duration) -> Answer<'a, bool> {
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, _within: Duration) -> Answer<'a, bool> {
         let mut store = self.store.lock();
         let held = store.live(key, self.clock.now()).is_some();
         store.held.remove(key.name());

@@ -7,18 +7,20 @@ pub(crate) mod health;
 pub(crate) mod memory;
 pub(crate) mod node;
 pub(crate) mod push;
+pub(crate) mod quorum;
 pub(crate) mod script;
 pub(crate) mod verdict;
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::{self, Handle};
 
+use crate::backend::quorum::stake::Stake;
 use crate::fault::Fault;
 use crate::key::Key;
 use crate::lease::clock::Moment;
@@ -40,6 +42,8 @@ pub(crate) struct Claim {
     /// The last fencing number in use, if more were reserved; else 0. The release gives the rest
     /// back, so that the counter does not run ahead of the clock (P8).
     last_fence: AtomicU64,
+    /// What a quorum knows of the claim at its servers.
+    stake: OnceLock<Arc<Stake>>,
 }
 
 impl Claim {
@@ -49,6 +53,7 @@ impl Claim {
             value,
             ttl,
             last_fence: AtomicU64::new(0),
+            stake: OnceLock::new(),
         }
     }
 
@@ -83,11 +88,35 @@ impl Claim {
     }
 }
 
-/// Fencing numbers that a grant reserved.
+/// Fencing numbers that follow each other, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fences {
     pub(crate) first: u64,
     pub(crate) count: u64,
+}
+
+impl Fences {
+    /// What to ask for now: `count` numbers, from the wall clock on or later (P8). All servers of
+    /// a quorum are asked for the same, so that they agree as a rule.
+    pub(crate) fn floor(count: u64) -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            first: since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64),
+            count,
+        }
+    }
+
+    /// The numbers that were reserved for this request, which begin at `first`.
+    pub(crate) fn granted_from(self, first: i64) -> Self {
+        Self {
+            first: first.unsigned_abs(),
+            count: self.count,
+        }
+    }
+
+    pub(crate) fn last(self) -> u64 {
+        self.first + self.count - 1
+    }
 }
 
 /// The answer to an attempt to acquire.
@@ -169,11 +198,12 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Makes sure that the store can be reached from the present runtime, and is usable.
     fn connect(&self, within: Duration) -> Answer<'_, ()>;
 
-    /// Takes the lock if it is free, reserving `fences` fencing numbers. Idempotent for a value.
+    /// Takes the lock if it is free, reserving `fences`, from its first number on or from a later
+    /// one. Idempotent for a value.
     fn acquire<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt>;
 
@@ -181,24 +211,42 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     /// None if no attempt is in doubt.
     fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup>;
 
+    /// Whether an attempt that was not granted spends its value: it may have left traces, which
+    /// are yet to be cleaned up under that value, so the next attempt needs another.
+    fn spends_values(&self) -> bool {
+        false
+    }
+
     /// Extends the lock if it is ours; never shortens and never creates it (P7).
-    fn renew<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Renewal>;
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal>;
 
     /// Frees the lock if it is ours (P6). Idempotent.
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;
 
     /// Keeps the lock for another stretch, unless somebody else waits for it.
-    fn keep<'a>(&'a self, claim: &'a Arc<Claim>, fences: u64, within: Duration)
-    -> Answer<'a, Kept>;
+    fn keep<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, Kept>;
 
     /// The queue between processes, if there is one here.
     fn queue(&self) -> Option<&dyn Queue>;
+    /// Waits for what an answered release left to be done behind the scenes, at most `within`.
+    fn settle<'a>(
+        &'a self,
+        _claim: &'a Arc<Claim>,
+        _within: Duration,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(ready(()))
+    }
 
     /// Tells who has the lock.
-    fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>>;
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, Option<Holder>>;
 
     /// Takes the lock from whoever has it; says whether anybody had.
-    fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool>;
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool>;
 }
 
 /// A first-come, first-served queue between processes, with direct grants.
@@ -207,7 +255,7 @@ pub(crate) trait Queue: Send + Sync {
     fn enqueue<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Beat>;
 

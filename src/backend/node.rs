@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{Client, RedisError, Value};
@@ -22,7 +22,7 @@ use crate::options::whole_millis;
 use crate::owner::Holder;
 
 /// How long a fencing counter outlives its last use: 7 days, in milliseconds.
-const FENCE_TTL: Argument<'static> = Argument::Number(7 * 24 * 60 * 60 * 1000);
+pub(super) const FENCE_TTL: Argument<'static> = Argument::Number(7 * 24 * 60 * 60 * 1000);
 /// How long a queue outlives the last heartbeat of its last waiter, in milliseconds: longer than
 /// any waiter lives.
 const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
@@ -30,8 +30,18 @@ const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
 pub(crate) struct Node {
     connections: Connections,
     clock: Clock,
+    role: Role,
     /// Values whose acquire was cut short, and the ways it was sent: the key may be set yet (P10).
     doubts: Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>,
+}
+
+/// How a server keeps the fencing counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Its own word decides the number.
+    Alone,
+    /// It remembers who wrote the counter, so that the number can be agreed on with the others.
+    Member,
 }
 
 impl Node {
@@ -39,15 +49,17 @@ impl Node {
         client: &Client,
         clock: Clock,
         signals: Arc<dyn Signals>,
+        role: Role,
     ) -> Result<Self, RedisError> {
         Ok(Self {
             connections: Connections::new(client, signals)?,
             clock,
+            role,
             doubts: Mutex::default(),
         })
     }
 
-    async fn call(
+    pub(super) async fn call(
         &self,
         script: &Script,
         keys: &[&str],
@@ -86,41 +98,33 @@ impl Node {
         })
     }
 
-    fn fault(&self, failure: Failure) -> Fault {
+    pub(super) fn fault(&self, failure: Failure) -> Fault {
         failure.into_fault(self.connections.server())
     }
 
     async fn acquire(
         &self,
         claim: &Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Result<Attempt, Fault> {
-        let until = Instant::now() + within;
-        let connection = self.connections.get(until).await?;
-        let doubt = Doubt::raise(self, claim, &connection);
-        let reply = self
-            .call_over(
-                connection,
-                &script::ACQUIRE,
-                &[claim.key.name(), claim.key.fence()],
-                &[
-                    Argument::Text(&claim.value),
-                    Argument::Number(claim.ttl_millis()),
-                    floor(),
-                    Argument::Number(fences),
-                    FENCE_TTL,
-                ],
-                until,
-            )
-            .await
-            .map_err(|failure| self.fault(failure))?;
+        let key = &claim.key;
+        let keys = [&**key.name(), key.fence(), key.fence_owner()];
+        let (script, keys) = match self.role {
+            Role::Alone => (&script::ACQUIRE, &keys[..2]),
+            Role::Member => (&script::ACQUIRE_MEMBER, &keys[..]),
+        };
+        let arguments = [
+            Argument::Text(&claim.value),
+            Argument::Number(claim.ttl_millis()),
+            Argument::Number(fences.first),
+            Argument::Number(fences.count),
+            FENCE_TTL,
+        ];
+        let (reply, doubt) = self.create(claim, script, keys, &arguments, within).await?;
         let attempt = match reply.pair()? {
             (1, first) => Attempt::Granted {
-                fences: Fences {
-                    first: first as u64,
-                    count: fences,
-                },
+                fences: fences.granted_from(first),
                 deadline: claim.deadline(reply.sent),
             },
             (_, ttl) => Attempt::Held {
@@ -131,7 +135,37 @@ impl Node {
         Ok(attempt)
     }
 
-    async fn beat(&self, claim: &Arc<Claim>, fences: u64, within: Duration) -> Result<Beat, Fault> {
+    /// Calls a script that may set the lock key. The claim is in doubt until the reply was
+    /// understood.
+    pub(super) async fn create<'a>(
+        &'a self,
+        claim: &'a Claim,
+        script: &Script,
+        keys: &[&str],
+        arguments: &script::Arguments<'_>,
+        within: Duration,
+    ) -> Result<(Reply, Doubt<'a>), Fault> {
+        let until = Instant::now() + within;
+        let connection = self.connections.get(until).await?;
+        let doubt = Doubt::raise(self, claim, &connection);
+        let reply = self
+            .call_over(connection, script, keys, arguments, until)
+            .await
+            .map_err(|failure| self.fault(failure))?;
+        Ok((reply, doubt))
+    }
+
+    /// Ends the doubt about a claim: the ways on which its key may yet be set.
+    fn doubtful_ways(&self, claim: &Claim) -> Vec<Arc<Connection>> {
+        self.doubts.lock().remove(&claim.value).unwrap_or_default()
+    }
+
+    async fn beat(
+        &self,
+        claim: &Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Result<Beat, Fault> {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
         let channel = self.connections.listen(&connection, until).await?;
@@ -144,8 +178,8 @@ impl Node {
                 &[
                     Argument::Text(&claim.value),
                     Argument::Number(claim.ttl_millis()),
-                    floor(),
-                    Argument::Number(fences),
+                    Argument::Number(fences.first),
+                    Argument::Number(fences.count),
                     FENCE_TTL,
                     Argument::Number(whole_millis(claim.waiter_ttl())),
                     // Read before the request is sent, so no later than the server's beat.
@@ -164,10 +198,7 @@ impl Node {
                     self.connections.note_missed_push();
                 }
                 Beat::Granted {
-                    fences: Fences {
-                        first: first as u64,
-                        count: fences,
-                    },
+                    fences: fences.granted_from(first),
                     deadline: claim.deadline(reply.sent),
                 }
             }
@@ -180,6 +211,15 @@ impl Node {
         };
         doubt.settle();
         Ok(beat)
+    }
+
+    /// The last fencing number in use, as the scripts take it: empty if no more were reserved, or
+    /// if the others of a quorum have them, too.
+    fn last_fence(&self, claim: &Claim) -> Argument<'static> {
+        match claim.last_fence() {
+            Some(fence) if self.role == Role::Alone => Argument::Number(fence),
+            _ => Argument::Text(""),
+        }
     }
 
     fn freed(&self, reply: Result<Reply, Failure>) -> Result<Freed, Fault> {
@@ -211,15 +251,15 @@ impl Backend for Node {
     fn acquire<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt> {
         Box::pin(self.acquire(claim, fences, within))
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
-        let ways = self.doubts.lock().remove(&claim.value).unwrap_or_default();
-        ways.into_iter()
+        self.doubtful_ways(claim)
+            .into_iter()
             .map(|connection| Cleanup {
                 runtime: connection.runtime().clone(),
                 run: Box::pin(leave_over(connection, Arc::clone(claim))),
@@ -227,7 +267,7 @@ impl Backend for Node {
             .collect()
     }
 
-    fn renew<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Renewal> {
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
         Box::pin(async move {
             let arguments = [
                 Argument::Text(&claim.value),
@@ -261,15 +301,22 @@ impl Backend for Node {
                         Argument::Text(&claim.value),
                         floor(),
                         FENCE_TTL,
-                        last_fence(claim),
+                        self.last_fence(claim),
                     ],
                     within,
                 )
                 .await;
             // A request that was retried was granted, and an earlier try of it may run yet: it
             // must find a leave behind it, too (P10).
-            for cleanup in self.disown(claim) {
-                cleanup.runtime.spawn(cleanup.run);
+            // On the way that this one went it has.
+            for way in self.doubtful_ways(claim) {
+                let gone = reply
+                    .as_ref()
+                    .is_ok_and(|r| Arc::ptr_eq(&r.connection, &way));
+                if !gone {
+                    let runtime = way.runtime().clone();
+                    runtime.spawn(leave_over(way, Arc::clone(claim)));
+                }
             }
             self.freed(reply)
         })
@@ -278,17 +325,17 @@ impl Backend for Node {
     fn keep<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Kept> {
         Box::pin(async move {
             let arguments = [
                 Argument::Text(&claim.value),
-                floor(),
+                Argument::Number(fences.first),
                 FENCE_TTL,
-                last_fence(claim),
+                self.last_fence(claim),
                 Argument::Number(claim.ttl_millis()),
-                Argument::Number(fences),
+                Argument::Number(fences.count),
             ];
             let reply = self
                 .call(&script::KEEP, &claim.key.with_queue(), &arguments, within)
@@ -296,10 +343,7 @@ impl Backend for Node {
             match reply {
                 Ok(reply) => match reply.pair()? {
                     (1, first) => Ok(Kept::Ours {
-                        fences: Fences {
-                            first: first as u64,
-                            count: fences,
-                        },
+                        fences: fences.granted_from(first),
                         deadline: claim.deadline(reply.sent),
                     }),
                     (0, _) => Ok(Kept::PassedOn),
@@ -315,7 +359,7 @@ impl Backend for Node {
         Some(self)
     }
 
-    fn holder<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, Option<Holder>> {
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, Option<Holder>> {
         Box::pin(async move {
             let reply = self
                 .call(&script::HOLDER, &[key.name()], &[], within)
@@ -334,7 +378,7 @@ impl Backend for Node {
         })
     }
 
-    fn force_release<'a>(&'a self, key: &'a Key, within: Duration) -> Answer<'a, bool> {
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool> {
         Box::pin(async move {
             let reply = self
                 .call(
@@ -354,7 +398,7 @@ impl Queue for Node {
     fn enqueue<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
-        fences: u64,
+        fences: Fences,
         within: Duration,
     ) -> Answer<'a, Beat> {
         Box::pin(self.beat(claim, fences, within))
@@ -399,7 +443,7 @@ async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Fr
 }
 
 /// Marks a claim as possibly granted, from before the request is sent until it is answered.
-struct Doubt<'a> {
+pub(super) struct Doubt<'a> {
     node: &'a Node,
     claim: &'a Claim,
     way: Option<Arc<Connection>>,
@@ -416,7 +460,7 @@ impl<'a> Doubt<'a> {
 
     /// The request was answered, and so every earlier one of this value on the same way has run;
     /// what was sent on other ways stays in doubt.
-    fn settle(mut self) {
+    pub(super) fn settle(mut self) {
         let Some(way) = self.way.take() else { return };
         let mut doubts = self.node.doubts.lock();
         if let Some(ways) = doubts.get_mut(&self.claim.value) {
@@ -440,14 +484,14 @@ impl Drop for Doubt<'_> {
     }
 }
 
-struct Reply {
+pub(super) struct Reply {
     connection: Arc<Connection>,
     sent: Moment,
     value: Value,
 }
 
 impl Reply {
-    fn number(&self) -> Result<i64, Fault> {
+    pub(super) fn number(&self) -> Result<i64, Fault> {
         match self.value {
             Value::Int(number) => Ok(number),
             _ => Err(self.unexpected()),
@@ -493,16 +537,6 @@ fn leaving(claim: &Claim) -> [Argument<'_>; 3] {
     [Argument::Text(&claim.value), floor(), FENCE_TTL]
 }
 
-/// The last fencing number in use, as the scripts take it: empty if no more were reserved.
-fn last_fence(claim: &Claim) -> Argument<'static> {
-    match claim.last_fence() {
-        Some(fence) => Argument::Number(fence),
-        None => Argument::Text(""),
-    }
-}
-
-/// The floor of the fence (P8): the wall clock in microseconds.
 fn floor() -> Argument<'static> {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    Argument::Number(since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64))
+    Argument::Number(Fences::floor(1).first)
 }

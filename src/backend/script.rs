@@ -63,11 +63,14 @@ macro_rules! scripts {
 
 scripts! {
     ACQUIRE = "acquire.lua";
+    ACQUIRE_MEMBER = "acquire_member.lua";
     ENQUEUE = "queue.lua" "enqueue.lua";
     FORCE_RELEASE = "queue.lua" "force_release.lua";
     HOLDER = "holder.lua";
     KEEP = "queue.lua" "keep.lua";
     LEAVE = "queue.lua" "leave.lua";
+    RAISE = "raise.lua";
     RELEASE = "queue.lua" "release.lua";
     RENEW = "renew.lua";
+    RESTORE = "restore.lua";
 }

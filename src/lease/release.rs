@@ -13,6 +13,9 @@ use crate::lease::driver::Driver;
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
+/// How long a release that was answered counts as pending for the sake of what is left of it: the
+/// slowest server of a quorum.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Counts as a pending release for as long as it lives.
 pub(crate) struct Token(Arc<Driver>);
@@ -69,7 +72,10 @@ impl Errand {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
         loop {
             let fault = match self.request().await {
-                Ok(_) => return,
+                Ok(_) => {
+                    self.vacate();
+                    return self.driver.backend.settle(&self.claim, LINGER).await;
+                }
                 Err(fault) => fault,
             };
             // A waiter of this process that tries now hears for itself how Redis is.

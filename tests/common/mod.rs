@@ -2,7 +2,9 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod blackhole;
 pub mod proxy;
+pub mod servers;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

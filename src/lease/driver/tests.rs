@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::backend::faulty::{Faulty, Trouble};
-use crate::backend::{Attempt, Grant, Signals};
+use crate::backend::{Attempt, Fences, Grant, Signals};
 use crate::key::Key;
 
 const TTL: Duration = Duration::from_millis(900);
@@ -74,7 +74,7 @@ impl Fixture {
             format!("value of {}", key.name()).into(),
             TTL,
         ));
-        let grant = self.store.acquire(&claim, 1, TTL).await.unwrap();
+        let grant = self.store.acquire(&claim, Fences::floor(1), TTL).await.unwrap();
         let Attempt::Granted { fences, deadline } = grant else {
             panic!("{grant:?}");
         };
@@ -249,7 +249,7 @@ async fn a_dropped_guards_release_is_tried_until_it_is_answered() {
     f.driver.pending.wait_async().await;
     assert_eq!(f.store.releases(), 4);
     assert_eq!(*f.queue.vacated.lock(), [1]);
-    let key = Key::new("", "k".to_owned());
+    let key = Arc::new(Key::new("", "k".to_owned()));
     assert_eq!(f.store.holder(&key, TTL).await.unwrap(), None);
 }
 

@@ -1,0 +1,79 @@
+//! What a server does beyond its own lock when it is one of a quorum.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::node::{FENCE_TTL, Node};
+use crate::backend::script::{self, Argument};
+use crate::backend::{Answer, Backend, Claim, Fences};
+
+/// A backend that can be one of a quorum.
+pub(crate) trait Member: Backend {
+    /// Writes the fencing numbers of a grant, if the lock is ours here and nobody else has
+    /// reserved as high a number; says whether they are ours here now.
+    fn raise<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, bool>;
+
+    /// Gives the key back to a member that lost it, if it is free here; says whether it is ours.
+    fn restore<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, bool>;
+}
+
+impl Member for Node {
+    fn raise<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, bool> {
+        Box::pin(async move {
+            let arguments = [
+                Argument::Text(&claim.value),
+                Argument::Number(fences.first),
+                Argument::Number(fences.last()),
+                FENCE_TTL,
+            ];
+            let reply = self
+                .call(&script::RAISE, &keys(claim), &arguments, within)
+                .await
+                .map_err(|failure| self.fault(failure))?;
+            Ok(reply.number()? == 1)
+        })
+    }
+
+    fn restore<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, bool> {
+        Box::pin(async move {
+            let arguments = [
+                Argument::Text(&claim.value),
+                Argument::Number(claim.ttl_millis()),
+                Argument::Number(fences.first),
+                Argument::Number(fences.last()),
+                FENCE_TTL,
+            ];
+            let (reply, doubt) = self
+                .create(claim, &script::RESTORE, &keys(claim), &arguments, within)
+                .await?;
+            let restored = reply.number()? == 1;
+            doubt.settle();
+            Ok(restored)
+        })
+    }
+}
+
+fn keys(claim: &Claim) -> [&str; 3] {
+    let key = &claim.key;
+    [key.name(), key.fence(), key.fence_owner()]
+}

@@ -1,0 +1,333 @@
+//! A majority of independent servers is a server: Redlock, with fencing tokens.
+//!
+//! # Limitations
+//!
+//! * It excludes as long as a majority of the servers keeps the keys that it was given. A server
+//!   that restarts without its data, or a replica that takes a server's place, is data loss: a
+//!   minority of them at a time is repaired, a majority within one TTL is not. A server without
+//!   persistence should be restarted only a TTL after it ended.
+//! * It is not fair: contenders of different processes come back at random.
+//! * It costs requests to all servers for each step, and answers when the majority has.
+//!
+//! # Protocol
+//!
+//! 1. **Acquire**: all servers are asked at once, with the same value, TTL and floor. With a
+//!    majority of grants it is ours; the lease counts until the majority-th largest of their
+//!    deadlines. Without, whatever may have been set is released, and the next attempt, a random
+//!    while later, takes another value, so that no release of the old one can hit it.
+//! 2. **Token**: the largest number that the majority granted. If a majority granted just that, it
+//!    is settled; if not, it is written back, and a majority must accept it. A server accepts it if
+//!    the lock is ours there, and its counter is smaller or was written by us.
+//! 3. **Renew**: a majority extends. So many "not ours" that there can be no majority are a loss.
+//!    Everything else is unknown.
+//! 4. **Repair**: a server without a key that answers a renewal of the majority gets it back if it
+//!    is free there, with the token: the one exception to P7. No repair follows a release: see
+//!    [`stake`].
+//! 5. **Release**: everywhere, also where no answer came.
+//!
+//! Answers after the majority's arrive behind the scenes, on the runtime of the request: a late
+//! grant is kept, or undone if the claim has ended meanwhile.
+
+mod fence;
+mod member;
+mod release;
+mod renew;
+mod round;
+pub(crate) mod stake;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::{
+    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal,
+};
+use crate::fault::{Cause, Fault};
+use crate::key::Key;
+use crate::lease::clock::Moment;
+use crate::owner::Holder;
+
+pub(crate) use self::member::Member;
+use self::release::Seat;
+use self::round::Round;
+use self::stake::Stake;
+
+/// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
+/// having.
+const SHARE_OF_TTL: u32 = 4;
+
+/// A majority of backends, as one.
+pub(crate) struct Quorum {
+    seats: Vec<Arc<Seat>>,
+    majority: usize,
+    name: Arc<str>,
+}
+
+/// One server's grant.
+struct Grant {
+    member: usize,
+    fence: u64,
+    deadline: Moment,
+}
+
+impl Quorum {
+    pub(crate) fn new(members: Vec<Arc<dyn Member>>) -> Self {
+        let addresses: Vec<_> = members.iter().map(|member| member.server()).collect();
+        Self {
+            majority: members.len() / 2 + 1,
+            name: format!("{} servers ({})", members.len(), addresses.join(", ")).into(),
+            seats: members.into_iter().map(Seat::new).collect(),
+        }
+    }
+
+    fn stake<'a>(&self, claim: &'a Claim) -> &'a Arc<Stake> {
+        let members = self.seats.len();
+        claim.stake.get_or_init(|| Arc::new(Stake::new(members)))
+    }
+
+    /// How many servers can fail without preventing a majority.
+    fn minority(&self) -> usize {
+        self.seats.len() - self.majority
+    }
+
+    async fn acquire(
+        &self,
+        claim: &Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Result<Attempt, Fault> {
+        let within = within.min(claim.ttl / SHARE_OF_TTL);
+        let stake = self.stake(claim);
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            let (seat, claim, stake) = (Arc::clone(seat), Arc::clone(claim), Arc::clone(stake));
+            round.ask(member, async move {
+                let request = seat.member.acquire(&claim, fences, within);
+                let answer = stake.create(member, request).await;
+                if let Some(Ok(Attempt::Held { .. })) = answer {
+                    stake.note_refusal(member);
+                }
+                answer
+            });
+        }
+        let mut grants = Vec::new();
+        let mut ttls = Vec::new();
+        let mut faults = Vec::new();
+        while let Some((member, answer)) = round.next().await {
+            match answer {
+                Some(Ok(Attempt::Granted { fences, deadline })) => grants.push(Grant {
+                    member,
+                    fence: fences.first,
+                    deadline,
+                }),
+                Some(Ok(Attempt::Held { ttl })) => ttls.push(ttl),
+                Some(Err(fault)) => faults.push(fault),
+                // Somebody else has ended the claim, and cleans up.
+                None => {}
+            }
+            if grants.len() >= self.majority {
+                round.finish_behind();
+                return self.settle_fence(claim, &grants, fences, within).await;
+            }
+            let answers = grants.len() + ttls.len();
+            let lost = grants.len() + round.open() < self.majority;
+            let known = answers >= self.majority || answers + round.open() < self.majority;
+            if lost && known {
+                break;
+            }
+        }
+        if grants.len() + ttls.len() < self.majority {
+            return Err(self.no_majority(&faults));
+        }
+        // So many have to become free for a majority.
+        let missing = self.majority - grants.len();
+        Ok(Attempt::Held {
+            ttl: smallest(ttls, missing),
+        })
+    }
+
+    async fn connect(&self, within: Duration) -> Result<(), Fault> {
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            let seat = Arc::clone(seat);
+            round.ask(member, async move { seat.member.connect(within).await });
+        }
+        let mut connected = 0;
+        let mut faults = Vec::new();
+        while let Some((_, answer)) = round.next().await {
+            match answer {
+                Ok(()) => connected += 1,
+                Err(fault) => faults.push(fault),
+            }
+            if connected >= self.majority {
+                round.finish_behind();
+                return Ok(());
+            }
+        }
+        Err(self.no_majority(&faults))
+    }
+
+    /// The holder that a majority agrees on.
+    async fn holder(&self, key: &Arc<Key>, within: Duration) -> Result<Option<Holder>, Fault> {
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
+            round.ask(
+                member,
+                async move { seat.member.holder(&key, within).await },
+            );
+        }
+        let mut holders: Vec<Option<Holder>> = Vec::new();
+        let mut faults = Vec::new();
+        while let Some((_, answer)) = round.next().await {
+            let holder = match answer {
+                Ok(holder) => holder,
+                Err(fault) => {
+                    faults.push(fault);
+                    continue;
+                }
+            };
+            holders.push(holder.clone());
+            let value = holder.as_ref().map(|holder| &holder.value);
+            let same = holders
+                .iter()
+                .filter(|other| other.as_ref().map(|other| &other.value) == value);
+            let ttls: Vec<_> = same.flatten().map(|holder| holder.ttl).collect();
+            let Some(holder) = holder else {
+                let free = holders.iter().filter(|holder| holder.is_none());
+                if free.count() >= self.majority {
+                    return Ok(None);
+                }
+                continue;
+            };
+            if ttls.len() >= self.majority {
+                // When the first of them expires, there is no majority any more.
+                let ttl = smallest(ttls, 1);
+                return Ok(Some(Holder { ttl, ..holder }));
+            }
+        }
+        if holders.len() < self.majority {
+            return Err(self.no_majority(&faults));
+        }
+        Ok(None)
+    }
+
+    fn no_majority(&self, faults: &[Fault]) -> Fault {
+        let permanent = faults.iter().filter(|fault| fault.permanent).count();
+        Fault {
+            permanent: permanent > self.minority(),
+            server: Arc::clone(&self.name),
+            cause: Cause::new(NoMajority {
+                needed: self.majority,
+                reasons: faults
+                    .iter()
+                    .map(|fault| format!("{}: {}", fault.server, fault.cause))
+                    .collect(),
+                source: faults.last().map(|fault| fault.cause.clone()),
+            }),
+        }
+    }
+}
+
+impl Backend for Quorum {
+    fn server(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    fn connect(&self, within: Duration) -> Answer<'_, ()> {
+        Box::pin(self.connect(within))
+    }
+
+    fn acquire<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, Attempt> {
+        Box::pin(self.acquire(claim, fences, within))
+    }
+
+    fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
+        self.disown(claim)
+    }
+
+    fn spends_values(&self) -> bool {
+        true
+    }
+
+    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
+        Box::pin(self.renew(claim, within))
+    }
+
+    fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
+        Box::pin(self.release(claim, within))
+    }
+
+    /// The numbers are reserved at acquire only, so the lock is given up when they are used up, or
+    /// the stretch is over: others come by chance, not by turn.
+    fn keep<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        _fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, Kept> {
+        Box::pin(async move {
+            Ok(match self.release(claim, within).await? {
+                Freed::Freed => Kept::PassedOn,
+                Freed::NotOurs => Kept::NotOurs,
+            })
+        })
+    }
+
+    /// Several queues would disagree.
+    fn queue(&self) -> Option<&dyn Queue> {
+        None
+    }
+
+    fn settle<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        within: Duration,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async move {
+            // Those that are late are bounded by their own time-outs.
+            let _ = tokio::time::timeout(within, self.stake(claim).released()).await;
+        })
+    }
+
+    fn holder<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, Option<Holder>> {
+        Box::pin(self.holder(key, within))
+    }
+
+    fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool> {
+        Box::pin(self.force_release(key, within))
+    }
+}
+
+impl fmt::Debug for Quorum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Quorum").field(&self.name).finish()
+    }
+}
+
+/// Why there was no majority: what each of the servers that failed said.
+#[derive(Debug, thiserror::Error)]
+#[error("no majority of {needed}: {}", reasons.join("; "))]
+struct NoMajority {
+    needed: usize,
+    reasons: Vec<String>,
+    source: Option<Cause>,
+}
+
+/// The majority-th largest deadline: until then a majority keeps the key.
+fn lease(deadlines: impl Iterator<Item = Moment>, majority: usize) -> Moment {
+    let mut deadlines: Vec<_> = deadlines.collect();
+    deadlines.sort_unstable_by(|a, b| b.cmp(a));
+    deadlines[majority - 1]
+}
+
+/// The `rank`-th smallest of some TTLs, from 1 on; `None` is the largest.
+fn smallest(mut ttls: Vec<Option<Duration>>, rank: usize) -> Option<Duration> {
+    ttls.sort_unstable_by_key(|ttl| ttl.unwrap_or(Duration::MAX));
+    ttls.get(rank - 1).copied().flatten()
+}

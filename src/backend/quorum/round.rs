@@ -1,0 +1,57 @@
+//! One request to several servers at once.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::Poll;
+
+type Ask<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Requests under way, each with the number of its server. Dropping it cuts them short; the task
+/// that owns it drives them, so a round that is moved into another task goes on there.
+pub(super) struct Round<T> {
+    asks: Vec<(usize, Ask<T>)>,
+}
+
+impl<T> Round<T> {
+    pub(super) fn new() -> Self {
+        Self { asks: Vec::new() }
+    }
+
+    pub(super) fn ask(&mut self, member: usize, ask: impl Future<Output = T> + Send + 'static) {
+        self.asks.push((member, Box::pin(ask)));
+    }
+
+    /// How many answers are still to come.
+    pub(super) fn open(&self) -> usize {
+        self.asks.len()
+    }
+
+    /// The next answer, and whose it is; `None` when all are in.
+    pub(super) async fn next(&mut self) -> Option<(usize, T)> {
+        poll_fn(|context| {
+            for index in 0..self.asks.len() {
+                let (member, ask) = &mut self.asks[index];
+                let member = *member;
+                if let Poll::Ready(answer) = ask.as_mut().poll(context) {
+                    drop(self.asks.swap_remove(index));
+                    return Poll::Ready(Some((member, answer)));
+                }
+            }
+            if self.asks.is_empty() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+impl<T: Send + 'static> Round<T> {
+    /// Lets the answers that are still to come arrive behind the scenes.
+    pub(super) fn finish_behind(mut self) {
+        if self.open() > 0 {
+            tokio::spawn(async move { while self.next().await.is_some() {} });
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! A quorum of real servers, some of them dead, frozen, cut off or empty.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use redlease::{Error, Lock, Locker, LostReason, Released};
+
+use common::blackhole::BlackHole;
+use common::servers::Servers;
+use common::{DEADLINE, eventually, unique_key};
+
+const TIMEOUT: Duration = Duration::from_millis(500);
+const GIVE_UP: Duration = Duration::from_millis(50);
+/// `give_up_after`, one command, and what a busy machine adds.
+const BOUND: Duration = Duration::from_secs(10);
+
+async fn connect(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Locker {
+    Locker::builder()
+        .command_timeout(TIMEOUT)
+        .flush_timeout(Duration::ZERO)
+        .quorum(urls)
+        .await
+        .unwrap()
+}
+
+/// P2 and P13: for each set of dead servers, everything works exactly if a majority lives.
+async fn every_pattern_of_dead_servers(count: usize) {
+    let mut servers = Servers::start(count);
+    for pattern in 0..1_u32 << count {
+        let dead = |index: usize| pattern & (1 << index) != 0;
+        let works = pattern.count_ones() as usize <= count / 2;
+        let locker = connect(servers.urls()).await;
+        let held = locker.lock(unique_key()).lock().await.unwrap();
+        for (index, server) in servers.0.iter_mut().enumerate() {
+            if dead(index) {
+                server.kill();
+            }
+        }
+        let start = Instant::now();
+        let fresh = locker.lock(unique_key()).give_up_after(GIVE_UP);
+        let acquired = fresh.try_lock().await;
+        let renewed = held.renew().await;
+        let released = held.release().await;
+        assert!(
+            start.elapsed() < BOUND,
+            "{pattern:b}: {:?}",
+            start.elapsed()
+        );
+        if works {
+            let guard = acquired.unwrap().unwrap();
+            assert_eq!(
+                guard.release().await.unwrap(),
+                Released::Freed,
+                "{pattern:b}"
+            );
+            renewed.unwrap();
+            assert_eq!(released.unwrap(), Released::Freed, "{pattern:b}");
+        } else {
+            for error in [
+                acquired.unwrap_err(),
+                renewed.unwrap_err(),
+                released.unwrap_err(),
+            ] {
+                assert!(
+                    matches!(error, Error::Unavailable { .. }),
+                    "{pattern:b}: {error}"
+                );
+            }
+        }
+        for (index, server) in servers.0.iter_mut().enumerate() {
+            if dead(index) {
+                server.restart();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn p2_of_three_servers_any_two_will_do() {
+    every_pattern_of_dead_servers(3).await;
+}
+
+#[tokio::test]
+async fn p2_of_five_servers_any_three_will_do() {
+    every_pattern_of_dead_servers(5).await;
+}
+
+/// Acquire, renew and release must not wait for a server that does not answer: with a time-out of
+/// a minute, one wait would be the end of the test.
+async fn a_silent_server_is_not_waited_for(locker: &Locker, silence: impl FnOnce()) {
+    cycle(&locker.lock(unique_key())).await;
+    silence();
+    let done = tokio::time::timeout(DEADLINE, async {
+        for _ in 0..50 {
+            cycle(&locker.lock(unique_key())).await;
+        }
+    });
+    done.await.expect("nobody waited for the silent server");
+}
+
+async fn cycle(lock: &Lock) {
+    let guard = lock
+        .clone()
+        .ttl(Duration::from_secs(300))
+        .lock()
+        .await
+        .unwrap();
+    guard.renew().await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+}
+
+#[tokio::test]
+async fn p2_a_frozen_server_is_not_waited_for() {
+    let servers = Servers::start(3);
+    let builder = Locker::builder().command_timeout(Duration::from_secs(60));
+    let locker = builder.quorum(servers.urls()).await.unwrap();
+    a_silent_server_is_not_waited_for(&locker, || servers.0[0].freeze()).await;
+    servers.0[0].thaw();
+}
+
+#[tokio::test]
+async fn p2_a_server_that_is_cut_off_is_not_waited_for() {
+    let servers = Servers::start(3);
+    let hole = BlackHole::before(servers.0[0].port);
+    let urls = [hole.url(), servers.0[1].url(), servers.0[2].url()];
+    let builder = Locker::builder().command_timeout(Duration::from_secs(60));
+    let locker = builder.quorum(urls).await.unwrap();
+    a_silent_server_is_not_waited_for(&locker, || hole.swallow(true)).await;
+    hole.swallow(false);
+}
+
+#[tokio::test]
+async fn connecting_takes_a_majority() {
+    let mut servers = Servers::start(3);
+    servers.0[0].freeze();
+    let builder = Locker::builder().command_timeout(Duration::from_secs(300));
+    let connecting = builder.clone().quorum(servers.urls());
+    let locker = tokio::time::timeout(DEADLINE, connecting).await;
+    cycle(&locker.unwrap().unwrap().lock(unique_key())).await;
+    servers.0[1].kill();
+    let builder = builder.command_timeout(Duration::from_millis(200));
+    let error = builder.quorum(servers.urls()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn p4_without_a_majority_the_lease_is_lost_at_its_deadline_and_not_later() {
+    let servers = Servers::start(3);
+    let locker = connect(servers.urls()).await;
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(2));
+    let guard = lock.lock().await.unwrap();
+    guard.renew().await.unwrap();
+    for server in &servers.0[..2] {
+        server.freeze();
+    }
+    let start = Instant::now();
+    // The TTL, and what a busy machine adds to the wake-up.
+    let most = Duration::from_secs(3);
+    tokio::time::timeout(DEADLINE, guard.lost().cancelled())
+        .await
+        .unwrap();
+    let took = start.elapsed();
+    assert!(matches!(
+        guard.lost_reason(),
+        Some(LostReason::Expired {
+            last_error: Some(_),
+            ..
+        })
+    ));
+    assert!(took < most, "lost {took:?} after the freeze");
+    for server in &servers.0[..2] {
+        server.thaw();
+    }
+}
+
+#[tokio::test]
+async fn p2_servers_that_come_back_empty_one_after_the_other_are_repaired() {
+    let mut servers = Servers::start(3);
+    let locker = connect(servers.urls()).await;
+    let lock = locker
+        .lock(unique_key())
+        .ttl(Duration::from_secs(10))
+        .renew_every(Duration::from_millis(50));
+    let guard = lock.lock().await.unwrap();
+    for _ in 0..2 {
+        for index in 0..3 {
+            servers.0[index].restart();
+            eventually("the key is back", || {
+                servers.0[index].get(lock.key()).is_some()
+            })
+            .await;
+        }
+    }
+    guard.ensure_held().unwrap();
+    for server in &servers.0 {
+        let ttl: i64 = server.command(&["PTTL", lock.key()]);
+        assert!(ttl > 0, "{ttl}");
+        assert_eq!(server.get(lock.key()).as_deref(), Some(guard.value()));
+    }
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    eventually("all are free", || servers.with_key(lock.key()) == 0).await;
+}
+
+#[tokio::test]
+async fn p7_a_repair_never_takes_the_key_from_somebody_else() {
+    let servers = Servers::start(3);
+    let locker = connect(servers.urls()).await;
+    let lock = locker.lock(unique_key());
+    let guard = lock.lock().await.unwrap();
+    eventually("the key is everywhere", || {
+        servers.with_key(lock.key()) == 3
+    })
+    .await;
+    let () = servers.0[0].command(&["SET", lock.key(), "another"]);
+    let before = servers.0[0].calls("evalsha");
+    guard.renew().await.unwrap();
+    guard.renew().await.unwrap();
+    eventually("it was asked", || {
+        servers.0[0].calls("evalsha") >= before + 2
+    })
+    .await;
+    assert_eq!(servers.0[0].get(lock.key()).as_deref(), Some("another"));
+}
+
+#[tokio::test]
+async fn p10_a_repair_that_a_frozen_server_runs_late_does_not_outlive_the_release() {
+    let servers = Servers::start(3);
+    let locker = connect(servers.urls()).await;
+    for _ in 0..10 {
+        let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+        let guard = lock.lock().await.unwrap();
+        eventually("the key is everywhere", || {
+            servers.with_key(lock.key()) == 3
+        })
+        .await;
+        let () = servers.0[0].command(&["DEL", lock.key()]);
+        // The renewal finds the key gone, and the repair is on its way when the server stops.
+        guard.renew().await.unwrap();
+        servers.0[0].freeze();
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+        servers.0[0].thaw();
+        let lock = lock.clone();
+        eventually("all are free, and stay it", || {
+            servers.with_key(lock.key()) == 0
+        })
+        .await;
+        cycle(&lock).await;
+        eventually("all are free again", || servers.with_key(lock.key()) == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn p10_a_release_reaches_a_server_that_was_frozen_meanwhile() {
+    let servers = Servers::start(3);
+    let locker = connect(servers.urls()).await;
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(300));
+    let guard = lock.lock().await.unwrap();
+    eventually("the key is everywhere", || {
+        servers.with_key(lock.key()) == 3
+    })
+    .await;
+    servers.0[2].freeze();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    servers.0[2].thaw();
+    eventually("the frozen one is free, too", || {
+        servers.with_key(lock.key()) == 0
+    })
+    .await;
+}
