@@ -10,9 +10,15 @@ use proptest::prelude::*;
 use redis::{Commands, Connection, Value};
 
 const ACQUIRE: &str = include_str!("../src/lua/acquire.lua");
-const FORCE_RELEASE: &str = include_str!("../src/lua/force_release.lua");
+const FORCE_RELEASE: &str = concat!(
+    include_str!("../src/lua/queue.lua"),
+    include_str!("../src/lua/force_release.lua")
+);
 const HOLDER: &str = include_str!("../src/lua/holder.lua");
-const RELEASE: &str = include_str!("../src/lua/release.lua");
+const RELEASE: &str = concat!(
+    include_str!("../src/lua/queue.lua"),
+    include_str!("../src/lua/release.lua")
+);
 const RENEW: &str = include_str!("../src/lua/renew.lua");
 
 /// TTLs are far apart and far from the end of a run, so that the model needs no clock.
@@ -165,8 +171,10 @@ impl Real<'_> {
     }
 
     fn number(&mut self, script: &str, arguments: &[String]) -> Answer {
-        let key = self.key.clone();
-        match self.run(script, &[&key], arguments) {
+        let (key, fence) = (self.key.clone(), self.fence.clone());
+        let queue = format!("{{{key}}}:lock-queue");
+        let waiters = format!("{{{key}}}:lock-waiters");
+        match self.run(script, &[&key, &fence, &queue, &waiters], arguments) {
             Value::Int(number) => Answer::Number(number),
             other => panic!("{other:?}"),
         }
@@ -193,8 +201,14 @@ impl Real<'_> {
                 }
             }
             Step::Renew { value, ttl } => self.number(RENEW, &[name(value), TTLS[ttl].to_string()]),
-            Step::Release { value } => self.number(RELEASE, &[name(value)]),
-            Step::ForceRelease => self.number(FORCE_RELEASE, &[]),
+            Step::Release { value } => {
+                let numbers = [FLOOR, FENCE_TTL].map(|n| n.to_string());
+                let arguments = [&[name(value)], &numbers[..], &[String::new()]].concat();
+                self.number(RELEASE, &arguments)
+            }
+            Step::ForceRelease => {
+                self.number(FORCE_RELEASE, &[FLOOR, FENCE_TTL].map(|n| n.to_string()))
+            }
             Step::Holder => Answer::Holder(match self.run(HOLDER, &[&key], &[]) {
                 Value::Nil => None,
                 Value::Array(pair) => match &pair[..] {

@@ -298,6 +298,7 @@ impl Connection {
         request: impl Future<Output = Result<T, RedisError>>,
         until: Instant,
     ) -> Result<T, Failure> {
+        let sent = Instant::now();
         match timeout_at(until, request).await {
             Ok(Ok(value)) => {
                 self.health.note_answer();
@@ -305,7 +306,7 @@ impl Connection {
             }
             Ok(Err(error)) => Err(self.note(error)),
             Err(_) => {
-                self.health.note_timeout();
+                self.health.note_timeout(sent);
                 Err(Failure::Fault(no_answer(&self.server, "no answer in time")))
             }
         }

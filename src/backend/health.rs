@@ -1,15 +1,26 @@
 //! What is known of a connection's health.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// How many requests may time out in a row before the connection is taken for dead.
-const TIMEOUTS_BEFORE_REOPENING: u32 = 2;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// How many requests may time out one after the other, with no answer to anything in between,
+/// before the connection is taken for dead.
+const SILENCES_BEFORE_REOPENING: u32 = 2;
 
 #[derive(Default)]
 pub(crate) struct Health {
     broken: AtomicBool,
     ended: AtomicBool,
-    timeouts: AtomicU32,
+    silence: Mutex<Silence>,
+}
+
+#[derive(Default)]
+struct Silence {
+    last_answer: Option<Instant>,
+    last_timeout: Option<Instant>,
+    count: u32,
 }
 
 impl Health {
@@ -21,23 +32,81 @@ impl Health {
         self.broken.store(true, Ordering::Release);
     }
 
+    /// The task that drove the connection is gone.
     pub(crate) fn note_ended(&self) {
         self.ended.store(true, Ordering::Relaxed);
         self.note_broken();
     }
 
-    /// Whether the task that drove the connection is gone.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn note_answer(&self) {
-        self.timeouts.store(0, Ordering::Relaxed);
+        let mut silence = self.silence.lock();
+        silence.last_answer = Some(Instant::now());
+        silence.count = 0;
     }
 
-    pub(crate) fn note_timeout(&self) {
-        if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_BEFORE_REOPENING {
+    /// A request that was sent at `sent` had no answer in time.
+    pub(crate) fn note_timeout(&self, sent: Instant) {
+        let mut silence = self.silence.lock();
+        // A server that answered something since is slow, not gone. And of many requests that were
+        // sent together, the first speaks for all.
+        if silence.last_answer.is_some_and(|answer| answer >= sent)
+            || silence.last_timeout.is_some_and(|timeout| timeout > sent)
+        {
+            return;
+        }
+        silence.last_timeout = Some(Instant::now());
+        silence.count += 1;
+        if silence.count >= SILENCES_BEFORE_REOPENING {
             self.note_broken();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LATER: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_after_silence_is_the_end() {
+        let health = Health::default();
+        let first = Instant::now();
+        tokio::time::advance(LATER).await;
+        health.note_timeout(first);
+        let second = Instant::now();
+        tokio::time::advance(LATER).await;
+        assert!(!health.is_broken());
+        health.note_timeout(second);
+        assert!(health.is_broken());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_were_sent_together_count_once() {
+        let health = Health::default();
+        let sent = Instant::now();
+        tokio::time::advance(LATER).await;
+        for _ in 0..1000 {
+            health.note_timeout(sent);
+        }
+        assert!(!health.is_broken());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_answers_something_is_slow_not_gone() {
+        let health = Health::default();
+        for _ in 0..10 {
+            let sent = Instant::now();
+            tokio::time::advance(LATER).await;
+            health.note_answer();
+            health.note_timeout(sent);
+        }
+        assert!(!health.is_broken());
     }
 }

@@ -74,7 +74,11 @@ impl Fixture {
             format!("value of {}", key.name()).into(),
             TTL,
         ));
-        let grant = self.store.acquire(&claim, Fences::floor(1), TTL).await.unwrap();
+        let grant = self
+            .store
+            .acquire(&claim, Fences::floor(1), TTL)
+            .await
+            .unwrap();
         let Attempt::Granted { fences, deadline } = grant else {
             panic!("{grant:?}");
         };
