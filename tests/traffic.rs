@@ -189,7 +189,7 @@ async fn a_thousand_guards_are_held_and_renewed_in_batches() {
     let server = Server::start();
     let mut connection = server.client();
     let locker = locker(&server).await;
-    let ttl = Duration::from_millis(1200);
+    let ttl = Duration::from_secs(2);
     let tasks: Vec<_> = (0..GUARDS)
         .map(|_| {
             let lock = locker.lock(unique_key()).ttl(ttl);
