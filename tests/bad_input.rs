@@ -267,7 +267,7 @@ async fn connecting_to_a_server_that_never_answers_ends_after_the_command_timeou
 #[tokio::test]
 async fn a_server_that_stops_answering_is_put_up_with_for_the_time_told() {
     let server = Server::start();
-    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     let locker = builder.connect(server.url()).await.unwrap();
     let limit = Duration::from_millis(300);
     let lock = locker.lock(unique_key()).give_up_after(limit);
@@ -286,7 +286,7 @@ async fn a_server_that_stops_answering_is_put_up_with_for_the_time_told() {
 async fn a_server_that_takes_connections_and_never_answers_is_put_up_with_for_the_time_told() {
     let server = Server::start();
     let proxy = Proxy::before(server.port);
-    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     let locker = builder.connect(proxy.url()).await.unwrap();
     let limit = Duration::from_millis(300);
     let lock = locker.lock(unique_key()).give_up_after(limit);
