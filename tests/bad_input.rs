@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use common::proxy::Proxy;
 use common::{DEADLINE, Server, unique_key};
 use redlease::{Error, Lock, Locker, blocking};
 use tokio::time::timeout;
@@ -266,7 +267,7 @@ async fn connecting_to_a_server_that_never_answers_ends_after_the_command_timeou
 #[tokio::test]
 async fn a_server_that_stops_answering_is_put_up_with_for_the_time_told() {
     let server = Server::start();
-    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     let locker = builder.connect(server.url()).await.unwrap();
     let limit = Duration::from_millis(300);
     let lock = locker.lock(unique_key()).give_up_after(limit);
@@ -279,4 +280,24 @@ async fn a_server_that_stops_answering_is_put_up_with_for_the_time_told() {
     server.thaw();
     locker.close(DEADLINE).await.unwrap();
     assert!(!server.exists(lock.key()), "P10");
+}
+
+#[tokio::test]
+async fn a_server_that_takes_connections_and_never_answers_is_put_up_with_for_the_time_told() {
+    let server = Server::start();
+    let proxy = Proxy::before(server.port);
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
+    let locker = builder.connect(proxy.url()).await.unwrap();
+    let limit = Duration::from_millis(300);
+    let lock = locker.lock(unique_key()).give_up_after(limit);
+    // The connection breaks; whoever opens a new one hears nothing on it.
+    proxy.hold();
+    proxy.cut();
+    let began = Instant::now();
+    for outcome in [lock.lock().await.map(Some), lock.try_lock().await] {
+        let error = outcome.expect_err("an error");
+        assert!(is_unavailable(&error), "{error:?}");
+    }
+    assert!(began.elapsed() >= 2 * limit && began.elapsed() < DEADLINE);
+    assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
 }

@@ -57,9 +57,13 @@ fn a_guard_outlives_its_ttl_and_tells_of_its_loss() {
     let server = Server::start();
     let locker = locker(&server);
     let key = unique_key();
-    let ttl = Duration::from_millis(600);
-    let guard = locker.lock(&key).ttl(ttl).lock().unwrap();
-    std::thread::sleep(2 * ttl);
+    let ttl = Duration::from_secs(5);
+    let lock = locker.lock(&key).ttl(ttl);
+    let guard = lock.renew_every(ttl / 100).lock().unwrap();
+    let first_end = Instant::now() + guard.remaining();
+    eventually_blocking("the lease goes beyond its first end", || {
+        Instant::now() + guard.remaining() > first_end + ttl / 20
+    });
     guard.ensure_held().unwrap();
     guard.renew().unwrap();
     assert!(guard.remaining() > Duration::ZERO && guard.remaining() < ttl);

@@ -15,11 +15,12 @@ use tokio::time::timeout;
 /// So long that no key goes by itself while a test looks.
 const TTL: Duration = Duration::from_secs(600);
 
-/// Polls a future up to `times` times, each time when it is woken, and drops it then.
-async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
+/// Polls a future up to `times` times, each time when it is woken; lets what it has sent go its
+/// way for a while, and drops it then.
+async fn poll_times<F: Future>(future: F, times: usize, linger: Duration) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut polled = 0;
-    poll_fn(|context| {
+    let output = poll_fn(|context| {
         if polled == times {
             return Poll::Ready(None);
         }
@@ -30,7 +31,22 @@ async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
             Poll::Pending => Poll::Pending,
         }
     })
-    .await
+    .await;
+    if output.is_none() && !linger.is_zero() {
+        tokio::time::sleep(linger).await;
+    }
+    output
+}
+
+/// A locker whose server knows the scripts: a request that it has carried out has set the key.
+async fn locker(server: &Server, url: &str) -> Locker {
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
+    let locker = builder.connect(url).await.expect("a locker");
+    let guard = locker.lock(unique_key()).lock().await.unwrap();
+    guard.renew().await.unwrap();
+    guard.release().await.unwrap();
+    assert!(server.calls("evalsha") >= 3);
+    locker
 }
 
 async fn assert_nothing_left(server: &Server, locker: Locker, key: &str, times: usize) {
@@ -42,9 +58,10 @@ async fn assert_nothing_left(server: &Server, locker: Locker, key: &str, times: 
 #[tokio::test]
 async fn p10_an_acquire_dropped_at_any_await_point_leaves_no_key() {
     let server = Server::start();
-    for broken in [false, true] {
+    let variants = [(false, 0), (false, 10), (true, 0), (true, 10)];
+    for (broken, linger) in variants {
         for times in 0.. {
-            let locker = Locker::connect(server.url()).await.unwrap();
+            let locker = locker(&server, &server.url()).await;
             let key = unique_key();
             let lock = locker.lock(&key).ttl(TTL);
             if broken {
@@ -52,7 +69,8 @@ async fn p10_an_acquire_dropped_at_any_await_point_leaves_no_key() {
                 server.command::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let outcome = poll_times(lock.lock(), times).await;
+            let linger = Duration::from_millis(linger);
+            let outcome = poll_times(lock.lock(), times, linger).await;
             let done = outcome.is_some();
             assert!(outcome.is_none_or(|outcome| outcome.is_ok()));
             assert_nothing_left(&server, locker, &key, times).await;
@@ -68,11 +86,11 @@ async fn p10_an_acquire_dropped_at_any_await_point_leaves_no_key() {
 async fn p10_a_waiter_dropped_at_any_await_point_leaves_no_key() {
     let server = Server::start();
     for times in 0.. {
-        let locker = Locker::connect(server.url()).await.unwrap();
+        let locker = locker(&server, &server.url()).await;
         let key = unique_key();
         server.command::<()>(&["SET", &key, "theirs", "PX", "30"]);
         let lock = locker.lock(&key).ttl(TTL);
-        let outcome = poll_times(lock.lock(), times).await;
+        let outcome = poll_times(lock.lock(), times, Duration::from_millis(40)).await;
         let done = outcome.is_some();
         assert!(outcome.is_none_or(|outcome| outcome.is_ok()));
         locker.close(DEADLINE).await.unwrap();
@@ -109,18 +127,21 @@ async fn p10_a_cancelled_local_waiter_lets_the_next_one_through() {
 async fn p10_an_acquire_whose_reply_never_comes_leaves_no_key() {
     let server = Server::start();
     let proxy = Proxy::before(server.port);
-    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
-    let locker = builder.connect(proxy.url()).await.unwrap();
+    let locker = locker(&server, &proxy.url()).await;
     let key = unique_key();
     let lock = locker.lock(&key).ttl(TTL);
     let lock = lock.give_up_after(Duration::from_millis(300));
+    let before = server.calls("evalsha");
     proxy.swallow_replies();
     let outcome = timeout(DEADLINE, lock.lock()).await.expect("it gives up");
     assert!(
         matches!(outcome, Err(Error::Unavailable { .. })),
         "{outcome:?}"
     );
-    assert!(server.calls("evalsha") > 0, "the server had the request");
+    assert!(
+        server.calls("evalsha") > before,
+        "the server had the request"
+    );
     // The clean-up needs no reply to be carried out.
     eventually("the key goes", || !server.exists(&key)).await;
     proxy.pass();
@@ -130,7 +151,7 @@ async fn p10_an_acquire_whose_reply_never_comes_leaves_no_key() {
 async fn p10_a_cancelled_request_that_arrives_late_leaves_no_key() {
     let server = Server::start();
     let proxy = Proxy::before(server.port);
-    let locker = Locker::connect(proxy.url()).await.unwrap();
+    let locker = locker(&server, &proxy.url()).await;
     let key = unique_key();
     let lock = locker.lock(&key).ttl(TTL);
     proxy.hold();
@@ -151,7 +172,7 @@ async fn p10_a_cancelled_request_that_arrives_late_leaves_no_key() {
 async fn p10_a_limited_wait_for_a_dead_line_leaves_no_key() {
     let server = Server::start();
     let proxy = Proxy::before(server.port);
-    let locker = Locker::connect(proxy.url()).await.unwrap();
+    let locker = locker(&server, &proxy.url()).await;
     let key = unique_key();
     let lock = locker.lock(&key).ttl(TTL);
     proxy.hold();
@@ -172,7 +193,7 @@ fn p10_an_acquire_that_ends_with_its_runtime_leaves_no_key() {
     let server = Server::start();
     let proxy = Proxy::before(server.port);
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let locker = runtime.block_on(Locker::connect(proxy.url())).unwrap();
+    let locker = runtime.block_on(locker(&server, &proxy.url()));
     let key = unique_key();
     let lock = locker.lock(&key).ttl(TTL);
     proxy.swallow_replies();
@@ -197,7 +218,7 @@ fn p10_a_cancelled_acquire_does_not_hold_up_the_end_of_a_small_runtime() {
         let builder = Locker::builder().flush_timeout(4 * DEADLINE);
         let locker = builder.connect(server.url()).await.unwrap();
         let lock = locker.lock(&key).ttl(TTL);
-        assert!(poll_times(lock.lock(), 1).await.is_none());
+        assert!(poll_times(lock.lock(), 1, Duration::ZERO).await.is_none());
     });
     assert!(began.elapsed() < DEADLINE, "the clean-up needs the thread");
     drop(runtime);

@@ -145,9 +145,14 @@ async fn tokens_grow(b: Backend) {
 
 async fn a_guard_outlives_its_ttl(b: Backend) {
     let key = unique_key();
-    let ttl = Duration::from_millis(500);
-    let guard = b.one.lock(&key).ttl(ttl).lock().await.unwrap();
-    tokio::time::sleep(2 * ttl).await;
+    let lock = b.one.lock(&key).ttl(Duration::from_secs(5));
+    let lock = lock.renew_every(Duration::from_millis(50));
+    let guard = lock.lock().await.unwrap();
+    let first_end = Instant::now() + guard.remaining();
+    eventually("the lease goes beyond its first end", || {
+        Instant::now() + guard.remaining() > first_end + Duration::from_millis(300)
+    })
+    .await;
     guard.ensure_held().unwrap();
     guard.renew().await.unwrap();
     assert!(b.other.lock(&key).try_lock().await.unwrap().is_none());

@@ -80,7 +80,7 @@ async fn p1_p8_hold_while_the_server_freezes_forgets_scripts_and_drops_connectio
     let log: Arc<Mutex<Vec<Acquired>>> = Arc::default();
     let mut tasks = Vec::new();
     for number in 0..3_u64 {
-        let builder = Locker::builder().command_timeout(Duration::from_millis(50));
+        let builder = Locker::builder().command_timeout(Duration::from_millis(500));
         let locker = builder.connect(server.url()).await.unwrap();
         let lock = locker.lock(&key).ttl(Duration::from_millis(150));
         let lock = lock.give_up_after(DEADLINE);

@@ -64,7 +64,7 @@ async fn a_release_tells_the_truth() {
 #[tokio::test]
 async fn a_release_that_is_not_answered_is_an_error_and_goes_on_in_the_background() {
     let server = Server::start();
-    let builder = Locker::builder().command_timeout(Duration::from_millis(100));
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     let locker = builder.connect(server.url()).await.unwrap();
     let guard = held(&locker).await;
     let key = guard.key().to_owned();

@@ -13,7 +13,7 @@ const TTL: Duration = Duration::from_secs(20);
 const RENEW_EVERY: Duration = Duration::from_millis(100);
 
 async fn locker(server: &Server) -> Locker {
-    let builder = Locker::builder().command_timeout(Duration::from_millis(250));
+    let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     builder.connect(server.url()).await.expect("a locker")
 }
 
