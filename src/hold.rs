@@ -28,7 +28,7 @@ use crate::lease::Lease;
 use crate::lease::clock::Moment;
 use crate::lease::driver::Vacate;
 use crate::lease::release::Token;
-use crate::lease::watchdog::Watch;
+use crate::lease::watch::Watch;
 use crate::lost::LostReason;
 use crate::options::Terms;
 

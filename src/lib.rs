@@ -188,6 +188,7 @@ mod locker;
 mod lost;
 mod options;
 mod owner;
+mod topology;
 
 pub use error::Error;
 pub use fault::Cause;

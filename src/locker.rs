@@ -3,27 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Client, ConnectionAddr, IntoConnectionInfo};
+use redis::Client;
 
-use crate::acquire::queue::Queues;
-use crate::acquire::wakeup::Wakeups;
-use crate::backend::Backend;
-use crate::backend::memory::Memory;
-use crate::backend::node::{Node, Role};
-use crate::backend::quorum::{Member, Quorum};
 use crate::engine::{Engine, Settings};
 use crate::error::Error;
 use crate::fault::Cause;
 use crate::handle::Handle;
-use crate::hold::Context;
-use crate::lease::clock::Clock;
 use crate::lock::Lock;
 use crate::owner::Owner;
+use crate::topology;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
-const FEWEST_SERVERS: usize = 3;
 
 /// Makes locks. One is enough for a process; clones are cheap and share everything.
 ///
@@ -335,7 +327,7 @@ impl Builder {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect(self, url: impl AsRef<str>) -> Result<Locker, Error> {
-        let client = client(url.as_ref())?;
+        let client = topology::client(url.as_ref())?;
         self.connect_client(client).await
     }
 
@@ -378,14 +370,12 @@ impl Builder {
     ///
     /// [`Error::Invalid`] for a setting that is not usable, or if the system refuses a thread.
     pub fn in_memory(self) -> Result<Locker, Error> {
-        let clock = Clock::system();
-        let wakeups = Arc::new(Wakeups::default());
-        let backend = Memory::new(clock.clone(), Arc::clone(&wakeups) as _);
-        self.start(Arc::new(backend), wakeups, clock)
+        let handle = topology::memory(self.check()?)?;
+        Ok(Locker { handle })
     }
 
     pub(crate) fn connect_blocking(self, url: &str) -> Result<Locker, Error> {
-        let client = client(url)?;
+        let client = topology::client(url)?;
         self.connect_client_blocking(&client)
     }
 
@@ -401,66 +391,13 @@ impl Builder {
     }
 
     fn on_one_server(self, client: &Client) -> Result<Locker, Error> {
-        let clock = Clock::system();
-        let wakeups = Arc::new(Wakeups::default());
-        let signals = Arc::clone(&wakeups) as _;
-        let node = Node::new(client, clock.clone(), signals, Role::Alone).map_err(bad_url)?;
-        self.start(Arc::new(node), wakeups, clock)
+        let handle = topology::one_server(self.check()?, client)?;
+        Ok(Locker { handle })
     }
 
     fn on_a_quorum(self, urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Locker, Error> {
-        let clock = Clock::system();
-        let wakeups = Arc::new(Wakeups::default());
-        let mut members: Vec<Arc<dyn Member>> = Vec::new();
-        for url in urls {
-            let client = client(url.as_ref())?;
-            let signals = Arc::clone(&wakeups) as _;
-            let node = Node::new(&client, clock.clone(), signals, Role::Member).map_err(bad_url)?;
-            if members
-                .iter()
-                .any(|member| member.server() == node.server())
-            {
-                let problem = format!("the server {} is twice in the quorum", node.server());
-                return Err(Error::invalid(None, problem));
-            }
-            members.push(Arc::new(node));
-        }
-        if members.len() < FEWEST_SERVERS {
-            let problem = format!(
-                "a quorum needs at least {FEWEST_SERVERS} servers, not {}",
-                members.len()
-            );
-            return Err(Error::invalid(None, problem));
-        }
-        if members.len().is_multiple_of(2) {
-            tracing::warn!(
-                servers = members.len(),
-                "a quorum of an even number of servers puts up with no more failures than one \
-                 server less"
-            );
-        }
-        self.start(Arc::new(Quorum::new(members)), wakeups, clock)
-    }
-
-    fn start(
-        self,
-        backend: Arc<dyn Backend>,
-        wakeups: Arc<Wakeups>,
-        clock: Clock,
-    ) -> Result<Locker, Error> {
-        let settings = self.check()?;
-        let queues = Arc::new(Queues::default());
-        let turns = Arc::clone(&queues) as _;
-        let engine = Engine::start(backend, wakeups, clock, settings, turns);
-        let engine = engine.map_err(|error| Error::Invalid {
-            key: None,
-            problem: "the system refuses a thread".to_owned(),
-            source: Some(Cause::new(error)),
-        })?;
-        let handle = Handle::new(Context { engine, queues });
-        Ok(Locker {
-            handle: Arc::new(handle),
-        })
+        let handle = topology::quorum(self.check()?, urls)?;
+        Ok(Locker { handle })
     }
 
     fn check(self) -> Result<Settings, Error> {
@@ -483,25 +420,5 @@ impl Builder {
             command_timeout: self.command_timeout,
             flush_timeout: self.flush_timeout,
         })
-    }
-}
-
-/// Parses a URL, and refuses what the connection would only fail on later.
-fn client(url: &str) -> Result<Client, Error> {
-    let info = url.into_connection_info().map_err(bad_url)?;
-    if !matches!(info.addr(), ConnectionAddr::Tcp(..)) && !info.addr().is_supported() {
-        return Err(Error::invalid(
-            None,
-            "this kind of redis url is not supported here",
-        ));
-    }
-    Client::open(info).map_err(bad_url)
-}
-
-fn bad_url(error: redis::RedisError) -> Error {
-    Error::Invalid {
-        key: None,
-        problem: "the redis url is not usable".to_owned(),
-        source: Some(Cause::new(error)),
     }
 }

@@ -1,6 +1,9 @@
 //! Where locks are kept: what a lock asks of a store, and the stores that can answer.
 
+pub(crate) mod answer;
+pub(crate) mod claim;
 pub(crate) mod connection;
+pub(crate) mod doubt;
 #[cfg(test)]
 pub(crate) mod faulty;
 pub(crate) mod health;
@@ -8,175 +11,25 @@ pub(crate) mod memory;
 pub(crate) mod node;
 pub(crate) mod push;
 pub(crate) mod quorum;
+pub(crate) mod reply;
 pub(crate) mod script;
 pub(crate) mod verdict;
 
 use std::fmt;
 use std::future::{Future, ready};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::{self, Handle};
 
-use crate::backend::quorum::stake::Stake;
+pub(crate) use crate::backend::answer::{
+    Attempt, Beat, Fences, Freed, Grant, Kept, Renewal, Standing,
+};
+pub(crate) use crate::backend::claim::Claim;
 use crate::fault::Fault;
 use crate::key::Key;
-use crate::lease::clock::Moment;
-use crate::options::{margin, whole_millis};
 use crate::owner::Holder;
-
-/// A waiter in the queue of Redis lives this long after its last heartbeat, at most.
-const LONGEST_WAITER_TTL: Duration = Duration::from_secs(3);
-const SHORTEST_WAITER_TTL: Duration = Duration::from_millis(500);
-
-/// What a contender asks for: the same from the first attempt to the release.
-#[derive(Debug)]
-pub(crate) struct Claim {
-    pub(crate) key: Arc<Key>,
-    /// Tells this acquisition from all others (P6).
-    pub(crate) value: Arc<str>,
-    /// In whole milliseconds.
-    pub(crate) ttl: Duration,
-    /// The last fencing number in use, if more were reserved; else 0. The release gives the rest
-    /// back, so that the counter does not run ahead of the clock (P8).
-    last_fence: AtomicU64,
-    /// What a quorum knows of the claim at its servers.
-    stake: OnceLock<Arc<Stake>>,
-}
-
-impl Claim {
-    pub(crate) fn new(key: Arc<Key>, value: Arc<str>, ttl: Duration) -> Self {
-        Self {
-            key,
-            value,
-            ttl,
-            last_fence: AtomicU64::new(0),
-            stake: OnceLock::new(),
-        }
-    }
-
-    pub(crate) fn ttl_millis(&self) -> u64 {
-        whole_millis(self.ttl)
-    }
-
-    /// P3: until when a lease counts that was asked for at `sent`.
-    pub(crate) fn deadline(&self, sent: Moment) -> Moment {
-        sent + (self.ttl - margin(self.ttl))
-    }
-
-    /// When the request was sent that was granted until `deadline`.
-    pub(crate) fn sent(&self, deadline: Moment) -> Moment {
-        deadline.minus(self.ttl - margin(self.ttl))
-    }
-
-    /// How long a waiter for this claim lives without a heartbeat.
-    pub(crate) fn waiter_ttl(&self) -> Duration {
-        self.ttl.clamp(SHORTEST_WAITER_TTL, LONGEST_WAITER_TTL)
-    }
-
-    pub(crate) fn note_fence(&self, fence: u64) {
-        self.last_fence.store(fence, Ordering::Relaxed);
-    }
-
-    pub(crate) fn last_fence(&self) -> Option<u64> {
-        match self.last_fence.load(Ordering::Relaxed) {
-            0 => None,
-            fence => Some(fence),
-        }
-    }
-}
-
-/// Fencing numbers that follow each other, at least one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fences {
-    pub(crate) first: u64,
-    pub(crate) count: u64,
-}
-
-impl Fences {
-    /// What to ask for now: `count` numbers, from the wall clock on or later (P8). All servers of
-    /// a quorum are asked for the same, so that they agree as a rule.
-    pub(crate) fn floor(count: u64) -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        Self {
-            first: since_epoch.map_or(0, |elapsed| elapsed.as_micros() as u64),
-            count,
-        }
-    }
-
-    /// The numbers that were reserved for this request, which begin at `first`.
-    pub(crate) fn granted_from(self, first: i64) -> Self {
-        Self {
-            first: first.unsigned_abs(),
-            count: self.count,
-        }
-    }
-
-    pub(crate) fn last(self) -> u64 {
-        self.first + self.count - 1
-    }
-}
-
-/// The answer to an attempt to acquire.
-#[derive(Debug)]
-pub(crate) enum Attempt {
-    Granted {
-        fences: Fences,
-        deadline: Moment,
-    },
-    /// Somebody else has it, for as long as `ttl` if he does not renew; `None`: without a TTL.
-    Held {
-        ttl: Option<Duration>,
-    },
-}
-
-/// The answer to a heartbeat in the queue.
-#[derive(Debug)]
-pub(crate) enum Beat {
-    Granted { fences: Fences, deadline: Moment },
-    Waiting(Standing),
-}
-
-/// How a waiter stands in the queue.
-#[derive(Debug)]
-pub(crate) struct Standing {
-    /// Nobody is before it: it watches the holder.
-    pub(crate) first: bool,
-    /// How long the holder's key lives if he does not renew; `None`: without a TTL.
-    pub(crate) ttl: Option<Duration>,
-    /// Grants and changes are told at once; else only a heartbeat finds them.
-    pub(crate) pushes: bool,
-}
-
-/// The answer to a holder that would like to go on.
-#[derive(Debug)]
-pub(crate) enum Kept {
-    NotOurs,
-    /// For another stretch.
-    Ours {
-        fences: Fences,
-        deadline: Moment,
-    },
-    /// Somebody else waited, and has the lock now.
-    PassedOn,
-}
-
-/// The answer to a renewal. "Unknown" is a [`Fault`].
-#[derive(Debug)]
-pub(crate) enum Renewal {
-    Renewed { deadline: Moment },
-    Removed,
-    Stolen,
-}
-
-/// The answer to a release.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Freed {
-    Freed,
-    NotOurs,
-}
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
 
@@ -261,25 +114,6 @@ pub(crate) trait Queue: Send + Sync {
 
     /// Leaves for good, and passes on a lock that was granted meanwhile.
     fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;
-}
-
-/// A lock that a releaser gave to a waiter, as the waiter's connection hears of it.
-#[derive(Debug)]
-pub(crate) struct Grant {
-    pub(crate) key: String,
-    pub(crate) value: String,
-    pub(crate) fences: Fences,
-    /// When the waiter sent the heartbeat that was the last to run.
-    pub(crate) stamp: Moment,
-    /// How long after that moment, at least, the server keeps the key.
-    pub(crate) life: Duration,
-}
-
-impl Grant {
-    /// P3: counted from the echoed stamp, never from the message's arrival.
-    pub(crate) fn deadline(&self) -> Moment {
-        self.stamp + self.life.saturating_sub(margin(self.life))
-    }
 }
 
 /// What a store tells without being asked. All of it is hints: any of it may be missing (P11).

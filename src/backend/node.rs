@@ -1,15 +1,15 @@
 //! One Redis server.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use redis::{Client, RedisError, Value};
 use tokio::time::Instant;
 
 use crate::backend::connection::{Connection, Connections, Failure};
+use crate::backend::doubt::{Doubt, Doubts};
+use crate::backend::reply::{Reply, remaining};
 use crate::backend::script::{self, Argument, Script};
 use crate::backend::{
     Answer, Attempt, Backend, Beat, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
@@ -31,8 +31,7 @@ pub(crate) struct Node {
     connections: Connections,
     clock: Clock,
     role: Role,
-    /// Values whose acquire was cut short, and the ways it was sent: the key may be set yet (P10).
-    doubts: Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>,
+    doubts: Doubts,
 }
 
 /// How a server keeps the fencing counter.
@@ -55,7 +54,7 @@ impl Node {
             connections: Connections::new(client, signals)?,
             clock,
             role,
-            doubts: Mutex::default(),
+            doubts: Doubts::default(),
         })
     }
 
@@ -147,17 +146,12 @@ impl Node {
     ) -> Result<(Reply, Doubt<'a>), Fault> {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
-        let doubt = Doubt::raise(self, claim, &connection);
+        let doubt = self.doubts.raise(claim, &connection);
         let reply = self
             .call_over(connection, script, keys, arguments, until)
             .await
             .map_err(|failure| self.fault(failure))?;
         Ok((reply, doubt))
-    }
-
-    /// Ends the doubt about a claim: the ways on which its key may yet be set.
-    fn doubtful_ways(&self, claim: &Claim) -> Vec<Arc<Connection>> {
-        self.doubts.lock().remove(&claim.value).unwrap_or_default()
     }
 
     async fn beat(
@@ -169,7 +163,7 @@ impl Node {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
         let channel = self.connections.listen(&connection, until).await?;
-        let doubt = Doubt::raise(self, claim, &connection);
+        let doubt = self.doubts.raise(claim, &connection);
         let reply = self
             .call_over(
                 Arc::clone(&connection),
@@ -258,7 +252,8 @@ impl Backend for Node {
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
-        self.doubtful_ways(claim)
+        self.doubts
+            .take(claim)
             .into_iter()
             .map(|connection| Cleanup {
                 runtime: connection.runtime().clone(),
@@ -309,7 +304,7 @@ impl Backend for Node {
             // A request that was retried was granted, and an earlier try of it may run yet: it
             // must find a leave behind it, too (P10).
             // On the way that this one went it has.
-            for way in self.doubtful_ways(claim) {
+            for way in self.doubts.take(claim) {
                 let gone = reply
                     .as_ref()
                     .is_ok_and(|r| Arc::ptr_eq(&r.connection, &way));
@@ -440,97 +435,6 @@ async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Fr
         Err(Failure::Fault(fault)) => Err(fault),
         Err(Failure::NoScript) => unreachable!("EVAL carries the script"),
     }
-}
-
-/// Marks a claim as possibly granted, from before the request is sent until it is answered.
-pub(super) struct Doubt<'a> {
-    node: &'a Node,
-    claim: &'a Claim,
-    way: Option<Arc<Connection>>,
-}
-
-impl<'a> Doubt<'a> {
-    fn raise(node: &'a Node, claim: &'a Claim, way: &Arc<Connection>) -> Self {
-        Self {
-            node,
-            claim,
-            way: Some(Arc::clone(way)),
-        }
-    }
-
-    /// The request was answered, and so every earlier one of this value on the same way has run;
-    /// what was sent on other ways stays in doubt.
-    pub(super) fn settle(mut self) {
-        let Some(way) = self.way.take() else { return };
-        let mut doubts = self.node.doubts.lock();
-        if let Some(ways) = doubts.get_mut(&self.claim.value) {
-            ways.retain(|known| !Arc::ptr_eq(known, &way));
-            if ways.is_empty() {
-                doubts.remove(&self.claim.value);
-            }
-        }
-    }
-}
-
-impl Drop for Doubt<'_> {
-    fn drop(&mut self) {
-        if let Some(way) = self.way.take() {
-            let mut doubts = self.node.doubts.lock();
-            let ways = doubts.entry(Arc::clone(&self.claim.value)).or_default();
-            if !ways.iter().any(|known| Arc::ptr_eq(known, &way)) {
-                ways.push(way);
-            }
-        }
-    }
-}
-
-pub(super) struct Reply {
-    connection: Arc<Connection>,
-    sent: Moment,
-    value: Value,
-}
-
-impl Reply {
-    pub(super) fn number(&self) -> Result<i64, Fault> {
-        match self.value {
-            Value::Int(number) => Ok(number),
-            _ => Err(self.unexpected()),
-        }
-    }
-
-    fn pair(&self) -> Result<(i64, i64), Fault> {
-        match self.numbers()[..] {
-            [first, second] => Ok((first, second)),
-            _ => Err(self.unexpected()),
-        }
-    }
-
-    fn numbers(&self) -> Vec<i64> {
-        let Value::Array(items) = &self.value else {
-            return Vec::new();
-        };
-        let numbers = items.iter().map(|item| match item {
-            Value::Int(number) => Some(*number),
-            _ => None,
-        });
-        numbers.collect::<Option<_>>().unwrap_or_default()
-    }
-
-    fn freed(&self) -> Result<Freed, Fault> {
-        Ok(match self.number()? {
-            0 => Freed::NotOurs,
-            _ => Freed::Freed,
-        })
-    }
-
-    fn unexpected(&self) -> Fault {
-        self.connection.unexpected(&self.value)
-    }
-}
-
-/// A PTTL as Redis answers it: negative for a key without one.
-fn remaining(pttl: i64) -> Option<Duration> {
-    u64::try_from(pttl).ok().map(Duration::from_millis)
 }
 
 fn leaving(claim: &Claim) -> [Argument<'_>; 3] {

@@ -29,7 +29,8 @@ use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::{Clock, Moment};
 use crate::lease::pending::{Cleanups, Pending};
-use crate::lease::watchdog::{Due, Ear, Roster, Watch};
+use crate::lease::watch::{Ear, Watch};
+use crate::lease::watchdog::{Due, Roster};
 use crate::lost::LostReason;
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);

@@ -15,6 +15,7 @@ pub(crate) mod clock;
 pub(crate) mod driver;
 pub(crate) mod pending;
 pub(crate) mod release;
+pub(crate) mod watch;
 pub(crate) mod watchdog;
 
 use std::sync::Arc;

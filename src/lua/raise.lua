@@ -1,5 +1,5 @@
 -- Writes the fencing numbers of a quorum's grant to one of its servers, if the lock is ours there
--- and nobody else has reserved as high a number.
+-- and nobody else can have reserved as high a number.
 -- KEYS[1] lock key   KEYS[2] fencing counter   KEYS[3] value of the claim that wrote the counter
 -- ARGV[1] value   ARGV[2] first fencing number   ARGV[3] last fencing number
 -- ARGV[4] how long the counter lives, ms
@@ -9,12 +9,10 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
 end
 local last = redis.call('GET', KEYS[2])
 if last and tonumber(last) >= tonumber(ARGV[2]) then
-  -- Without this check two holders could have the same number.
-  if redis.call('GET', KEYS[3]) ~= ARGV[1] then
+  -- Without either check two holders could have the same number: somebody else's, or one that
+  -- somebody else had before a late grant of ours went beyond it.
+  if redis.call('GET', KEYS[3]) ~= ARGV[1] or tonumber(last) > tonumber(ARGV[3]) then
     return 0
-  end
-  if tonumber(last) >= tonumber(ARGV[3]) then
-    return 1
   end
 end
 redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])

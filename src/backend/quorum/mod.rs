@@ -33,6 +33,7 @@ mod member;
 mod release;
 mod renew;
 mod round;
+mod seat;
 pub(crate) mod stake;
 
 use std::fmt;
@@ -48,8 +49,8 @@ use crate::lease::clock::Moment;
 use crate::owner::Holder;
 
 pub(crate) use self::member::Member;
-use self::release::Seat;
 use self::round::Round;
+use self::seat::Seat;
 use self::stake::Stake;
 
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth

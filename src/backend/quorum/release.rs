@@ -1,101 +1,16 @@
 //! Giving a claim up: at all servers, whatever is known of it there.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::time::Instant;
-
+use crate::backend::quorum::Quorum;
 use crate::backend::quorum::round::Round;
-use crate::backend::quorum::stake::Stake;
-use crate::backend::quorum::{Member, Quorum};
 use crate::backend::{Claim, Cleanup, Freed};
-use crate::backoff::Backoff;
 use crate::fault::Fault;
 use crate::key::Key;
 
 /// The longest that a clean-up waits for one server.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// So many releases at a time are tried again at a server that does not answer. The keys of
-/// further ones stay there until their TTL.
-const RETRIES: usize = 64;
-const FIRST_RETRY: Duration = Duration::from_millis(20);
-const LONGEST_RETRY: Duration = Duration::from_millis(500);
-
-/// A server of the quorum.
-pub(super) struct Seat {
-    pub(super) member: Arc<dyn Member>,
-    retries: Arc<Semaphore>,
-}
-
-impl Seat {
-    pub(super) fn new(member: Arc<dyn Member>) -> Arc<Self> {
-        Arc::new(Self {
-            member,
-            retries: Arc::new(Semaphore::new(RETRIES)),
-        })
-    }
-
-    /// Frees the key at one server. What cannot be done at once is done behind the scenes.
-    pub(super) fn free(
-        self: &Arc<Self>,
-        claim: &Arc<Claim>,
-        stake: Arc<Stake>,
-        member: usize,
-        within: Duration,
-    ) -> impl Future<Output = Result<Freed, Fault>> + Send + use<> {
-        let (seat, claim) = (Arc::clone(self), Arc::clone(claim));
-        let releasing = stake.begin_release();
-        async move {
-            let _releasing = releasing;
-            let overtakes = !stake.is_quiet(member);
-            let answer = seat.member.release(&claim, within).await;
-            let answer = answer.map(|freed| stake.note_release(member, freed));
-            if overtakes {
-                tokio::spawn(seat.free_again(claim, stake, member, within));
-            } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
-                seat.insist(claim, within);
-            }
-            answer
-        }
-    }
-
-    /// S2: frees the key behind requests that may have set it after the first release.
-    async fn free_again(
-        self: Arc<Self>,
-        claim: Arc<Claim>,
-        stake: Arc<Stake>,
-        member: usize,
-        within: Duration,
-    ) {
-        stake.quiet(member).await;
-        let answer = self.member.release(&claim, within).await;
-        if answer.is_err_and(|fault| !fault.permanent) {
-            self.insist(claim, within);
-        }
-    }
-
-    /// Tries to free the key until it is, or is gone by its TTL.
-    fn insist(self: Arc<Self>, claim: Arc<Claim>, within: Duration) {
-        let Ok(permit) = Arc::clone(&self.retries).try_acquire_owned() else {
-            return;
-        };
-        tokio::spawn(async move {
-            let _permit = permit;
-            let until = Instant::now() + claim.ttl;
-            let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-            while Instant::now() < until {
-                tokio::time::sleep(backoff.next()).await;
-                match self.member.release(&claim, within).await {
-                    Err(fault) if !fault.permanent => {}
-                    _ => return,
-                }
-            }
-        });
-    }
-}
-
 impl Quorum {
     /// Freed if a majority had the key, not ours if a majority had not.
     pub(super) async fn release(

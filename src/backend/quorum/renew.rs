@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::release::Seat;
 use crate::backend::quorum::round::Round;
+use crate::backend::quorum::seat::Seat;
 use crate::backend::quorum::stake::Stake;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Claim, Renewal};

@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::{Fences, Freed};
+use crate::backend::answer::{Fences, Freed};
 
 #[derive(Debug)]
 pub(crate) struct Stake {

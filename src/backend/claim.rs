@@ -1,0 +1,71 @@
+//! What a contender asks for.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::backend::quorum::stake::Stake;
+use crate::key::Key;
+use crate::lease::clock::Moment;
+use crate::options::{margin, whole_millis};
+
+/// A waiter in the queue of Redis lives this long after its last heartbeat, at most.
+const LONGEST_WAITER_TTL: Duration = Duration::from_secs(3);
+const SHORTEST_WAITER_TTL: Duration = Duration::from_millis(500);
+
+/// What a contender asks for: the same from the first attempt to the release.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) key: Arc<Key>,
+    /// Tells this acquisition from all others (P6).
+    pub(crate) value: Arc<str>,
+    /// In whole milliseconds.
+    pub(crate) ttl: Duration,
+    /// The last fencing number in use, if more were reserved; else 0. The release gives the rest
+    /// back, so that the counter does not run ahead of the clock (P8).
+    last_fence: AtomicU64,
+    /// What a quorum knows of the claim at its servers.
+    pub(super) stake: OnceLock<Arc<Stake>>,
+}
+
+impl Claim {
+    pub(crate) fn new(key: Arc<Key>, value: Arc<str>, ttl: Duration) -> Self {
+        Self {
+            key,
+            value,
+            ttl,
+            last_fence: AtomicU64::new(0),
+            stake: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn ttl_millis(&self) -> u64 {
+        whole_millis(self.ttl)
+    }
+
+    /// P3: until when a lease counts that was asked for at `sent`.
+    pub(crate) fn deadline(&self, sent: Moment) -> Moment {
+        sent + (self.ttl - margin(self.ttl))
+    }
+
+    /// When the request was sent that was granted until `deadline`.
+    pub(crate) fn sent(&self, deadline: Moment) -> Moment {
+        deadline.minus(self.ttl - margin(self.ttl))
+    }
+
+    /// How long a waiter for this claim lives without a heartbeat.
+    pub(crate) fn waiter_ttl(&self) -> Duration {
+        self.ttl.clamp(SHORTEST_WAITER_TTL, LONGEST_WAITER_TTL)
+    }
+
+    pub(crate) fn note_fence(&self, fence: u64) {
+        self.last_fence.store(fence, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_fence(&self) -> Option<u64> {
+        match self.last_fence.load(Ordering::Relaxed) {
+            0 => None,
+            fence => Some(fence),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Claims that may be granted without anybody's knowing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::backend::Claim;
+use crate::backend::connection::Connection;
+
+/// Values of which a request was cut short that can set the key, and the ways it was sent: it may
+/// be carried out yet (P10).
+#[derive(Default)]
+pub(super) struct Doubts(Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>);
+
+impl Doubts {
+    /// Holds a claim in doubt until the answer was understood.
+    pub(super) fn raise<'a>(&'a self, claim: &'a Claim, way: &Arc<Connection>) -> Doubt<'a> {
+        Doubt {
+            doubts: self,
+            claim,
+            way: Some(Arc::clone(way)),
+        }
+    }
+
+    /// Ends the doubt about a claim: the ways on which its key may yet be set.
+    pub(super) fn take(&self, claim: &Claim) -> Vec<Arc<Connection>> {
+        self.0.lock().remove(&claim.value).unwrap_or_default()
+    }
+}
+
+/// A claim as possibly granted, from before a request is sent until it is answered. Dropped before
+/// that, it stays in doubt.
+pub(super) struct Doubt<'a> {
+    doubts: &'a Doubts,
+    claim: &'a Claim,
+    way: Option<Arc<Connection>>,
+}
+
+impl Doubt<'_> {
+    /// The request was answered, and so every earlier one of this value on the same way has run;
+    /// what was sent on other ways stays in doubt.
+    pub(super) fn settle(mut self) {
+        let Some(way) = self.way.take() else { return };
+        let mut doubts = self.doubts.0.lock();
+        if let Some(ways) = doubts.get_mut(&self.claim.value) {
+            ways.retain(|known| !Arc::ptr_eq(known, &way));
+            if ways.is_empty() {
+                doubts.remove(&self.claim.value);
+            }
+        }
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(way) = self.way.take() {
+            let mut doubts = self.doubts.0.lock();
+            let ways = doubts.entry(Arc::clone(&self.claim.value)).or_default();
+            if !ways.iter().any(|known| Arc::ptr_eq(known, &way)) {
+                ways.push(way);
+            }
+        }
+    }
+}

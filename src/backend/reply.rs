@@ -1,0 +1,61 @@
+//! The replies of our scripts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::Value;
+
+use crate::backend::Freed;
+use crate::backend::connection::Connection;
+use crate::fault::Fault;
+use crate::lease::clock::Moment;
+
+pub(super) struct Reply {
+    pub(super) connection: Arc<Connection>,
+    /// The moment before the request was handed to the connection.
+    pub(super) sent: Moment,
+    pub(super) value: Value,
+}
+
+impl Reply {
+    pub(super) fn number(&self) -> Result<i64, Fault> {
+        match self.value {
+            Value::Int(number) => Ok(number),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    pub(super) fn pair(&self) -> Result<(i64, i64), Fault> {
+        match self.numbers()[..] {
+            [first, second] => Ok((first, second)),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    pub(super) fn numbers(&self) -> Vec<i64> {
+        let Value::Array(items) = &self.value else {
+            return Vec::new();
+        };
+        let numbers = items.iter().map(|item| match item {
+            Value::Int(number) => Some(*number),
+            _ => None,
+        });
+        numbers.collect::<Option<_>>().unwrap_or_default()
+    }
+
+    pub(super) fn freed(&self) -> Result<Freed, Fault> {
+        Ok(match self.number()? {
+            0 => Freed::NotOurs,
+            _ => Freed::Freed,
+        })
+    }
+
+    pub(super) fn unexpected(&self) -> Fault {
+        self.connection.unexpected(&self.value)
+    }
+}
+
+/// A PTTL as Redis answers it: negative for a key without one.
+pub(super) fn remaining(pttl: i64) -> Option<Duration> {
+    u64::try_from(pttl).ok().map(Duration::from_millis)
+}

@@ -1,0 +1,139 @@
+//! One lease on the watchdog's roster: when it needs attention next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::Claim;
+use crate::backoff::jittered;
+use crate::lease::Lease;
+use crate::lease::clock::Moment;
+
+/// A renewal that failed is tried again after this share of the usual distance of renewals.
+const RETRIES_PER_RENEWAL: u32 = 8;
+pub(super) const SHORTEST_RETRY: Duration = Duration::from_millis(1);
+const LONGEST_RETRY: Duration = Duration::from_millis(500);
+/// How long after a grant by push the driver looks at the key for the first time.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+/// Renewals that come due this soon go out together with those that are due now, unless that is
+/// far too early for their TTL.
+pub(super) const GATHER: Duration = Duration::from_millis(5);
+const GATHER_SHARE: u32 = 20;
+
+/// Whose connection read a key last, after its last write: that one hears of changes. Others hear
+/// the echo of what that one did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ear {
+    Caller,
+    Driver,
+}
+
+/// A lease on the roster.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) claim: Arc<Claim>,
+    /// The holder's turn in the process' queue for the key.
+    pub(crate) turn: u64,
+    pub(super) renew_every: Option<Duration>,
+    /// Until when Redis granted the claim, whatever the holder's `max_hold`.
+    pub(super) granted_until: Moment,
+    pub(super) attend_at: Moment,
+    pub(super) in_flight: bool,
+    /// Redis told of a change while a request was under way that may have run before it.
+    pub(super) again: bool,
+    /// The next question asks without extending.
+    pub(super) only_look: bool,
+    /// `None`: unsure, so every sign of a change counts.
+    pub(super) ear: Option<Ear>,
+    pub(super) wake: Moment,
+}
+
+impl Watch {
+    /// Watches a lease from its grant over the connection of `ear`.
+    pub(crate) fn new(
+        lease: Arc<Lease>,
+        claim: Arc<Claim>,
+        turn: u64,
+        granted_until: Moment,
+        renew_every: Option<Duration>,
+        ear: Ear,
+        now: Moment,
+    ) -> Self {
+        let mut watch = Self {
+            lease,
+            claim,
+            turn,
+            renew_every,
+            granted_until,
+            attend_at: Moment::NEVER,
+            in_flight: false,
+            again: false,
+            only_look: false,
+            ear: Some(ear),
+            wake: Moment::NEVER,
+        };
+        watch.plan_renewal(now);
+        watch
+    }
+
+    /// For a lease that a releaser granted: no connection of ours has read the key since, so none
+    /// would hear of a theft. A look mends that, after a moment, because most sections are short.
+    /// It changes nothing in Redis, so that it does not stir up those who wait.
+    pub(crate) fn granted_by_push(mut self, now: Moment) -> Self {
+        self.ear = None;
+        self.only_look = true;
+        self.attend_at = now + FIRST_LOOK;
+        self
+    }
+
+    pub(super) fn plan_renewal(&mut self, now: Moment) {
+        let Some(every) = self.renew_every else {
+            self.attend_at = Moment::NEVER;
+            return;
+        };
+        self.attend_at = self.claim.sent(self.granted_until) + every;
+        if self.attend_at <= now {
+            // Granted for less than the TTL, or answered late.
+            self.attend_at = now + every.min(self.granted_until.since(now) / 3);
+        }
+    }
+
+    pub(super) fn plan_retry(&mut self, now: Moment) {
+        let every = self.renew_every.unwrap_or(self.claim.ttl / 3);
+        let wait = (every / RETRIES_PER_RENEWAL).clamp(SHORTEST_RETRY, LONGEST_RETRY);
+        self.attend_at = now + jittered(wait);
+    }
+
+    pub(super) fn wants_attention(&self, now: Moment) -> bool {
+        let early = match self.renew_every {
+            Some(every) if self.ear.is_some() => GATHER.min(every / GATHER_SHARE),
+            _ => Duration::ZERO,
+        };
+        !self.in_flight && self.attend_at.minus(early) <= now
+    }
+
+    pub(super) fn next_wake(&self) -> Moment {
+        let deadline = self.lease.deadline();
+        if self.in_flight {
+            deadline
+        } else {
+            deadline.min(self.attend_at)
+        }
+    }
+
+    /// Has Redis asked at once.
+    pub(super) fn doubt(&mut self, now: Moment) {
+        if self.in_flight {
+            self.again = true;
+        } else {
+            self.attend_at = now;
+        }
+    }
+
+    pub(super) fn answered(&mut self, now: Moment) {
+        self.plan_renewal(now);
+        if std::mem::take(&mut self.again) {
+            self.attend_at = now;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Fencing tokens over a quorum of real servers (P8).
+
+mod common;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use redlease::{Lock, Locker};
+
+use common::servers::Servers;
+use common::{Server, eventually, unique_key};
+
+const RAISE: &str = include_str!("../src/lua/raise.lua");
+const RESTORE: &str = include_str!("../src/lua/restore.lua");
+
+fn in_an_hour() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    now.as_micros() as u64 + 3_600_000_000
+}
+
+fn fence(lock: &Lock) -> String {
+    format!("{{{}}}:fence", lock.key())
+}
+
+async fn token(lock: &Lock) -> u64 {
+    let guard = lock.lock().await.unwrap();
+    let token = guard.fencing_token();
+    guard.release().await.unwrap();
+    token
+}
+
+#[tokio::test]
+async fn p8_tokens_grow_and_all_servers_agree_on_them() {
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker.lock(unique_key());
+    let mut last = 0;
+    for _ in 0..100 {
+        let token = token(&lock).await;
+        assert!(token > last);
+        last = token;
+    }
+    let last = Some(last.to_string());
+    eventually("the counters are equal", || {
+        servers
+            .0
+            .iter()
+            .all(|server| server.get(&fence(&lock)) == last)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p8_a_server_that_lost_its_counter_does_not_hold_the_tokens_back() {
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker.lock(unique_key());
+    let mut last = 0;
+    for round in 0..30 {
+        let server: &Server = &servers.0[round % 3];
+        let () = server.command(&["DEL", &fence(&lock), &format!("{}-owner", fence(&lock))]);
+        let token = token(&lock).await;
+        assert!(token > last);
+        last = token;
+    }
+}
+
+#[tokio::test]
+async fn p8_a_number_that_one_server_granted_is_written_back_to_a_majority() {
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker.lock(unique_key());
+    // Whichever two answer first, they do not agree.
+    let far = in_an_hour();
+    for (server, ahead) in servers.0.iter().zip([2_000, 1_000, 0]) {
+        let () = server.command(&["SET", &fence(&lock), &(far + ahead).to_string()]);
+    }
+    let first = token(&lock).await;
+    assert!(first > far + 1_000, "{first}");
+    let reached = |server: &Server| {
+        let counter = server.get(&fence(&lock)).unwrap();
+        counter.parse::<u64>().unwrap() >= first
+    };
+    assert!(servers.0.iter().filter(|server| reached(server)).count() >= 2);
+    for silent in 0..3 {
+        servers.0[silent].freeze();
+        assert!(token(&lock).await > first);
+        servers.0[silent].thaw();
+    }
+}
+
+#[test]
+fn p8_a_server_accepts_only_numbers_that_nobody_else_can_have() {
+    let server = Server::start();
+    let cases = [
+        // lock, counter, owner of the counter, accepted
+        ("us", "9", "them", true),
+        ("us", "9", "us", true),
+        ("us", "10", "us", true),
+        ("us", "12", "us", true),
+        ("us", "13", "us", false),
+        ("us", "10", "them", false),
+        ("them", "9", "us", false),
+        ("them", "12", "us", false),
+    ];
+    for (lock, counter, owner, accepted) in cases {
+        let () = server.command(&["MSET", "lock", lock, "fence", counter, "owner", owner]);
+        let reply: i64 = server.command(&[
+            "EVAL", RAISE, "3", "lock", "fence", "owner", "us", "10", "12", "60000",
+        ]);
+        let case = format!("{lock} {counter} {owner}");
+        assert_eq!(reply == 1, accepted, "{case}");
+        if accepted {
+            assert_eq!(server.get("fence").unwrap(), "12", "{case}");
+            assert_eq!(server.get("owner").unwrap(), "us", "{case}");
+        } else {
+            assert_eq!(server.get("fence").unwrap(), counter, "{case}");
+        }
+    }
+}
+
+#[test]
+fn p7_a_repair_sets_a_free_key_and_never_lowers_the_counter() {
+    let server = Server::start();
+    let restore = || -> i64 {
+        server.command(&[
+            "EVAL", RESTORE, "3", "lock", "fence", "owner", "us", "60000", "10", "12", "60000",
+        ])
+    };
+    assert_eq!(restore(), 1);
+    assert_eq!(server.get("lock").unwrap(), "us");
+    assert_eq!(server.get("fence").unwrap(), "12");
+    let () = server.command(&["MSET", "lock", "them", "fence", "20"]);
+    assert_eq!(restore(), 0);
+    assert_eq!(server.get("lock").unwrap(), "them");
+    let () = server.command(&["DEL", "lock"]);
+    assert_eq!(restore(), 1);
+    assert_eq!(server.get("fence").unwrap(), "20");
+}
