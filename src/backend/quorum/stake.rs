@@ -111,10 +111,11 @@ impl Stake {
         self.state.lock().fences
     }
 
-    /// Ends the claim (S1).
-    pub(super) fn end(&self) {
-        self.state.lock().ended = true;
+    /// Ends the claim (S1); says whether nobody had before.
+    pub(super) fn end(&self) -> bool {
+        let is_first = !std::mem::replace(&mut self.state.lock().ended, true);
         self.ended.cancel();
+        is_first
     }
 
     /// The servers where the key may be and nobody has seen to it yet.
