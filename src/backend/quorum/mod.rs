@@ -41,6 +41,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
+
 use crate::backend::{Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Renewal};
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -55,6 +57,10 @@ use self::stake::Stake;
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
 /// having.
 const SHARE_OF_TTL: u32 = 4;
+/// When a majority has answered and none has granted, the others get so many times as long to
+/// tip the balance, and at least this long.
+const LATENESS: u32 = 4;
+const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// A majority of backends, as one.
 pub(crate) struct Quorum {
@@ -113,7 +119,9 @@ impl Quorum {
         let mut grants = Vec::new();
         let mut ttls = Vec::new();
         let mut faults = Vec::new();
-        while let Some((member, answer)) = round.next().await {
+        let start = Instant::now();
+        let mut until = start + within * 2;
+        while let Ok(Some((member, answer))) = timeout_at(until, round.next()).await {
             match answer {
                 Some(Ok(Attempt::Granted { fence, deadline })) => grants.push(Grant {
                     member,
@@ -134,6 +142,10 @@ impl Quorum {
             let known = answers >= self.majority || answers + round.open() < self.majority;
             if lost && known {
                 break;
+            }
+            if answers >= self.majority {
+                // The others may split the vote for as long as a silent server is waited for.
+                until = until.min(Instant::now() + start.elapsed() * LATENESS + LEAST_PATIENCE);
             }
         }
         if grants.len() + ttls.len() < self.majority {
