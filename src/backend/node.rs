@@ -211,7 +211,7 @@ impl Backend for Node {
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
-            let arguments = [Argument::Text(&*claim.value)];
+            let arguments = [Argument::Text(&claim.value)];
             let reply = self
                 .call(&script::RELEASE, &[claim.key.name()], &arguments, within)
                 .await;
