@@ -20,7 +20,29 @@ struct Fake {
     fails: AtomicBool,
     holds: AtomicBool,
     thaw: Notify,
+    /// Requests that can set the key get lost on the way, and arrive much later.
+    delays: AtomicBool,
+    late: Mutex<Vec<Late>>,
     log: Mutex<Vec<&'static str>>,
+}
+
+/// A request that was cut short, and whether a release went the same way behind it.
+#[derive(Debug)]
+struct Late {
+    claim: Arc<Claim>,
+    is_released: bool,
+}
+
+/// On its way until it is dropped: then it is a request that was cut short.
+struct OnItsWay<'a>(&'a Fake, &'a Arc<Claim>);
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        self.0.late.lock().push(Late {
+            claim: Arc::clone(self.1),
+            is_released: false,
+        });
+    }
 }
 
 impl Fake {
@@ -30,6 +52,8 @@ impl Fake {
             fails: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             thaw: Notify::new(),
+            delays: AtomicBool::new(false),
+            late: Mutex::default(),
             log: Mutex::default(),
         })
     }
@@ -65,6 +89,33 @@ impl Fake {
         answer.await
     }
 
+    fn delay(&self) {
+        self.delays.store(true, Ordering::SeqCst);
+    }
+
+    async fn arrive(&self, claim: &Arc<Claim>) {
+        if self.delays.load(Ordering::SeqCst) {
+            let _on_its_way = OnItsWay(self, claim);
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Carries out what was delayed.
+    async fn run_late(&self) -> usize {
+        let late = std::mem::take(&mut *self.late.lock());
+        for late in &late {
+            let fences = Fences::floor(1);
+            self.memory
+                .acquire(&late.claim, fences, WITHIN)
+                .await
+                .unwrap();
+            if late.is_released {
+                self.memory.release(&late.claim, WITHIN).await.unwrap();
+            }
+        }
+        late.len()
+    }
+
     fn calls(&self, name: &str) -> usize {
         self.log.lock().iter().filter(|call| **call == name).count()
     }
@@ -93,7 +144,10 @@ impl Backend for Fake {
         fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt> {
-        let answer = async move { self.memory.acquire(claim, fences, within).await };
+        let answer = async move {
+            self.arrive(claim).await;
+            self.memory.acquire(claim, fences, within).await
+        };
         Box::pin(self.pass("acquire", within, answer))
     }
 
@@ -107,7 +161,12 @@ impl Backend for Fake {
     }
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
-        let answer = async move { self.memory.release(claim, within).await };
+        let answer = async move {
+            for late in &mut *self.late.lock() {
+                late.is_released |= late.claim.value == claim.value;
+            }
+            self.memory.release(claim, within).await
+        };
         Box::pin(self.pass("release", within, answer))
     }
 
@@ -139,6 +198,7 @@ impl Member for Fake {
         within: Duration,
     ) -> Answer<'a, bool> {
         let answer = async move {
+            self.arrive(claim).await;
             let attempt = self.memory.acquire(claim, fences, within).await?;
             Ok(matches!(attempt, Attempt::Granted { .. }))
         };
@@ -275,14 +335,40 @@ async fn only_a_majority_that_does_not_answer_is_a_fault() {
 async fn p7_a_member_that_lost_the_key_is_repaired() {
     let f = Fixture::new(3);
     let claim = f.granted("a").await;
-    f.fakes[1]
-        .memory
-        .force_release(&f.key, WITHIN)
-        .await
-        .unwrap();
+    // Members that answer before the majority has, and after it.
+    for lost in 0..3 {
+        let memory = &f.fakes[lost].memory;
+        memory.force_release(&f.key, WITHIN).await.unwrap();
+        f.quorum.renew(&claim, WITHIN).await.unwrap();
+        settle().await;
+        assert_eq!(f.value_at(lost).await.as_deref(), Some("a"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p10_an_acquire_that_runs_after_the_release_finds_another_release_behind_it() {
+    let f = Fixture::new(3);
+    f.fakes[0].delay();
+    let claim = f.granted("a").await;
+    f.quorum.release(&claim, WITHIN).await.unwrap();
+    settle().await;
+    assert_eq!(f.fakes[0].run_late().await, 1);
+    assert_eq!(f.value_at(0).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p10_a_repair_that_runs_after_the_release_finds_another_release_behind_it() {
+    let f = Fixture::new(3);
+    let claim = f.granted("a").await;
+    let memory = &f.fakes[0].memory;
+    memory.force_release(&f.key, WITHIN).await.unwrap();
+    f.fakes[0].delay();
     f.quorum.renew(&claim, WITHIN).await.unwrap();
     settle().await;
-    assert_eq!(f.value_at(1).await.as_deref(), Some("a"));
+    f.quorum.release(&claim, WITHIN).await.unwrap();
+    settle().await;
+    assert_eq!(f.fakes[0].run_late().await, 1);
+    assert_eq!(f.value_at(0).await, None);
 }
 
 #[tokio::test(start_paused = true)]
