@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 49] = [
+const LAYERS: [&str; 50] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -30,6 +30,7 @@ const LAYERS: [&str; 49] = [
     "backend/quorum/release.rs",
     "backend/quorum/fence.rs",
     "backend/quorum/mod.rs",
+    "backend/quorum/fake.rs",
     "backend/quorum/seat.rs",
     "backend/quorum/member.rs",
     "backend/quorum/round.rs",

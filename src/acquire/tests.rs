@@ -6,7 +6,7 @@ use super::*;
 use crate::acquire::queue::Queues;
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
-use crate::backend::faulty::{Faulty, Trouble};
+use crate::backend::faulty::{Faulty, Nobody, Trouble};
 use crate::engine::{Engine, Settings};
 use crate::lease::clock::Clock;
 use crate::lost::LostReason;
@@ -42,7 +42,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let clock = Clock::tokio();
-        let store = Faulty::new(clock.clone(), Arc::new(Wakeups::default()));
+        let store = Faulty::new(clock.clone(), Arc::new(Nobody));
         let options = Options {
             ttl: Duration::from_secs(600),
             give_up_after: GIVE_UP,

@@ -7,16 +7,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 
 use crate::backend::memory::Memory;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
+    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Grant, Kept, Queue, Renewal, Signals,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
 use crate::lease::clock::Clock;
 use crate::owner::Holder;
+
+/// One to whom a store tells what nobody needs to hear.
+#[derive(Debug)]
+pub(crate) struct Nobody;
+
+impl Signals for Nobody {
+    fn changed(&self, _key: Option<&str>, _runtime: Option<runtime::Id>) {}
+    fn deaf(&self, _runtime: runtime::Id) {}
+    fn granted(&self, _grant: Grant) {}
+}
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

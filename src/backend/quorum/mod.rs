@@ -28,6 +28,8 @@
 //! Answers after the majority's arrive behind the scenes, on the runtime of the request: a late
 //! grant is kept, or undone if the claim has ended meanwhile.
 
+#[cfg(test)]
+mod fake;
 mod fence;
 mod member;
 mod release;
@@ -39,6 +41,8 @@ pub(crate) mod stake;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal,
@@ -56,6 +60,10 @@ use self::stake::Stake;
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
 /// having.
 const SHARE_OF_TTL: u32 = 4;
+/// When a majority has answered and none has granted, the others get so many times as long to
+/// tip the balance, and at least this long.
+const LATENESS: u32 = 4;
+const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// A majority of backends, as one.
 pub(crate) struct Quorum {
@@ -114,7 +122,9 @@ impl Quorum {
         let mut grants = Vec::new();
         let mut ttls = Vec::new();
         let mut faults = Vec::new();
-        while let Some((member, answer)) = round.next().await {
+        let start = Instant::now();
+        let mut until = start + within * 2;
+        while let Ok(Some((member, answer))) = timeout_at(until, round.next()).await {
             match answer {
                 Some(Ok(Attempt::Granted { fences, deadline })) => grants.push(Grant {
                     member,
@@ -135,6 +145,10 @@ impl Quorum {
             let known = answers >= self.majority || answers + round.open() < self.majority;
             if lost && known {
                 break;
+            }
+            if answers >= self.majority {
+                // The others may split the vote for as long as a silent server is waited for.
+                until = until.min(Instant::now() + start.elapsed() * LATENESS + LEAST_PATIENCE);
             }
         }
         if grants.len() + ttls.len() < self.majority {
@@ -332,3 +346,6 @@ fn smallest(mut ttls: Vec<Option<Duration>>, rank: usize) -> Option<Duration> {
     ttls.sort_unstable_by_key(|ttl| ttl.unwrap_or(Duration::MAX));
     ttls.get(rank - 1).copied().flatten()
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,7 +33,6 @@ pub(crate) struct Stake {
 
 #[derive(Debug, Default)]
 struct State {
-    ended: bool,
     fences: Option<Fences>,
     /// Releases under way.
     releases: usize,
@@ -75,26 +74,24 @@ impl Stake {
         request: impl Future<Output = T>,
     ) -> Option<T> {
         // S2: dropped last, when a request that was cut short has left its doubt behind.
-        let _creation = self.begin(member)?;
+        let _creation = self.begin(member);
         tokio::select! {
+            // S1: asked first, so that a request is not even begun after the end.
             biased;
             () = self.ended.cancelled() => None,
             answer = request => Some(answer),
         }
     }
 
-    fn begin(self: &Arc<Self>, member: usize) -> Option<Creation> {
+    fn begin(self: &Arc<Self>, member: usize) -> Creation {
         let mut state = self.state.lock();
-        if state.ended {
-            return None;
-        }
         let at = &mut state.members[member];
         at.creations += 1;
         at.touched = true;
-        Some(Creation {
+        Creation {
             stake: Arc::clone(self),
             member,
-        })
+        }
     }
 
     /// The server said that the key there is somebody else's.
@@ -113,7 +110,8 @@ impl Stake {
 
     /// Ends the claim (S1); says whether nobody had before.
     pub(super) fn end(&self) -> bool {
-        let is_first = !std::mem::replace(&mut self.state.lock().ended, true);
+        let _one_at_a_time = self.state.lock();
+        let is_first = !self.ended.is_cancelled();
         self.ended.cancel();
         is_first
     }

@@ -4,8 +4,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use super::*;
-use crate::backend::faulty::{Faulty, Trouble};
-use crate::backend::{Attempt, Fences, Grant, Signals};
+use crate::backend::faulty::{Faulty, Nobody, Trouble};
+use crate::backend::{Attempt, Fences};
 use crate::key::Key;
 
 const TTL: Duration = Duration::from_millis(900);
@@ -26,16 +26,6 @@ impl Vacate for Queue {
     }
 }
 
-/// Signals that nobody hears.
-#[derive(Debug)]
-struct Deaf;
-
-impl Signals for Deaf {
-    fn changed(&self, _key: Option<&str>, _runtime: Option<runtime::Id>) {}
-    fn deaf(&self, _runtime: runtime::Id) {}
-    fn granted(&self, _grant: Grant) {}
-}
-
 /// A driver whose life is a task on the test's runtime, where time stands still.
 struct Fixture {
     store: Arc<Faulty>,
@@ -47,8 +37,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let clock = Clock::tokio();
-        let wakeups = Arc::new(Deaf);
-        let store = Faulty::new(clock.clone(), wakeups);
+        let store = Faulty::new(clock.clone(), Arc::new(Nobody));
         let queue = Arc::new(Queue::default());
         let driver = Driver::on(
             Handle::current(),
