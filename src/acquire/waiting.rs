@@ -3,13 +3,14 @@
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::acquire::outage::Outage;
+use crate::acquire::queue::Turn;
 use crate::acquire::wakeup::{Listener, Nudge};
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
 use crate::backend::{Beat, Grant, Queue, Renewal, Standing};
 use crate::backoff::{Backoff, jittered};
 use crate::error::Error;
 use crate::fault::Fault;
-use crate::hold::Won;
+use crate::hold::{Hold, Won};
 
 /// A waiter may miss two heartbeats and live.
 const BEATS_PER_LIFE: u32 = 3;
@@ -18,15 +19,17 @@ impl Contender<'_> {
     /// Waits until a releaser grants the lock, or the key turns out free at a heartbeat; `None` at
     /// `end`.
     pub(super) async fn wait_in_queue(
-        &mut self,
+        mut self,
+        turn: Turn<Hold>,
         end: Option<Instant>,
         outage: &mut Outage,
-    ) -> Result<Option<Won>, Error> {
+    ) -> Result<Option<Hold>, Error> {
         let context = self.context;
         let Some(queue) = context.engine.backend.queue() else {
             return Ok(None);
         };
         let mut poll = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
+        // Leaves the register after the hold is on the roster: see `Wakeups::granted`.
         let mut listener = context.engine.wakeups.listen(&self.claim);
         self.is_queued = true;
         loop {
@@ -36,7 +39,7 @@ impl Contender<'_> {
                 Ok(Heard::Beat(Beat::Granted { fences, deadline })) => {
                     context.engine.wakeups.note_calm(self.claim.key.name());
                     match self.won(fences, deadline, false) {
-                        Ok(won) => return Ok(Some(won)),
+                        Ok(won) => return Ok(Some(self.hold(turn, won))),
                         Err(fault) => {
                             listener = context.engine.wakeups.listen(&self.claim);
                             self.put_up_with(outage, fault).await?;
@@ -89,7 +92,7 @@ impl Contender<'_> {
             if let Some(grant) = news
                 && let Some(won) = self.accept(&grant).await
             {
-                return Ok(Some(won));
+                return Ok(Some(self.hold(turn, won)));
             }
         }
     }
