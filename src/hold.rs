@@ -430,7 +430,10 @@ impl Tenancy {
     }
 
     fn end(self) {
-        self.context.engine.driver.unwatch(self.watch);
+        let driver = &self.context.engine.driver;
+        driver.unwatch(self.watch);
+        // A heartbeat that the grant overtook may be under way yet.
+        driver.clean_up(&self.claim, false);
         let name = self.claim.key.name();
         self.context.queues.vacate(name, self.turn);
     }

@@ -153,7 +153,6 @@ impl<'a> Contender<'a> {
                     }
                 }
                 Ok(Attempt::Held { ttl }) => {
-                    self.in_doubt = false;
                     outage.is_over();
                     let now = Instant::now();
                     if end.is_some_and(|end| end <= now) {
