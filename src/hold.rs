@@ -139,6 +139,7 @@ impl Hold {
             turn,
             won.deadline,
             terms.renew_every,
+            engine.driver.ear_here(),
             now,
         );
         let watch = if won.by_push {

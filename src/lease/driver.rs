@@ -130,9 +130,19 @@ impl Driver {
         self.roster.lock().hand_over(id, turn, lease)
     }
 
+    /// Whose connection a request on the present thread goes over. The blocking API and what is
+    /// done in the background use the driver's.
+    pub(crate) fn ear_here(&self) -> Ear {
+        if self.is_here() {
+            Ear::Driver
+        } else {
+            Ear::Caller
+        }
+    }
+
     /// Enters what a caller heard about a claim.
     pub(crate) fn note_renewal(&self, id: u64, renewal: Renewal) {
-        self.settle(id, Ok(renewal), Ear::Caller);
+        self.settle(id, Ok(renewal), self.ear_here());
     }
 
     /// Whether a lease with this value is on the roster.

@@ -61,13 +61,14 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches a lease from its grant over the caller's connection.
+    /// Watches a lease from its grant over the connection of `ear`.
     pub(crate) fn new(
         lease: Arc<Lease>,
         claim: Arc<Claim>,
         turn: u64,
         granted_until: Moment,
         renew_every: Option<Duration>,
+        ear: Ear,
         now: Moment,
     ) -> Self {
         let mut watch = Self {
@@ -80,7 +81,7 @@ impl Watch {
             in_flight: false,
             again: false,
             only_look: false,
-            ear: Some(Ear::Caller),
+            ear: Some(ear),
             wake: Moment::NEVER,
         };
         watch.plan_renewal(now);
@@ -403,6 +404,7 @@ mod tests {
                 0,
                 deadline,
                 renew_every,
+                Ear::Caller,
                 self.clock.now(),
             );
             let (id, _) = self.roster.insert(watch).unwrap();
@@ -476,7 +478,15 @@ mod tests {
         let claim = Arc::new(Claim::new(Arc::clone(&key), "w".into(), TTL));
         let deadline = claim.deadline(f.clock.now());
         let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
-        let watch = Watch::new(lease, claim, 0, deadline, Some(EVERY), f.clock.now());
+        let watch = Watch::new(
+            lease,
+            claim,
+            0,
+            deadline,
+            Some(EVERY),
+            Ear::Caller,
+            f.clock.now(),
+        );
         let (_, wake) = f.roster.insert(watch).unwrap();
         assert!(!wake);
     }
@@ -504,6 +514,7 @@ mod tests {
             0,
             lease.deadline(),
             None,
+            Ear::Caller,
             f.clock.now(),
         );
         assert!(f.roster.insert(watch).is_err());
