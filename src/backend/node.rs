@@ -134,7 +134,6 @@ impl Node {
     async fn beat(&self, claim: &Arc<Claim>, fences: u64, within: Duration) -> Result<Beat, Fault> {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
-        let channel = self.connections.listen(&connection, until).await?;
         let doubt = Doubt::raise(self, claim, &connection);
         let reply = self
             .call_over(
@@ -150,7 +149,7 @@ impl Node {
                     Argument::Number(whole_millis(claim.waiter_ttl())),
                     // Read before the request is sent, so no later than the server's beat.
                     Argument::Number(self.clock.now().nanos()),
-                    Argument::Text(channel),
+                    Argument::Text(connection.channel()),
                     QUEUE_TTL,
                 ],
                 until,
