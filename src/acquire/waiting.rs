@@ -36,7 +36,14 @@ impl Contender<'_> {
             // The last heartbeat is at the end: it finds a lock that nobody told us is free.
             let is_last = end.is_some_and(|end| end <= Instant::now());
             let news = match self.beat(queue, &listener, outage).await? {
-                Ok(Heard::Beat(Beat::Granted { fences, deadline })) => {
+                Ok(Heard::Beat(Beat::Granted {
+                    fences,
+                    deadline,
+                    told,
+                })) => {
+                    if told && !listener.has_grant() {
+                        queue.note_untold();
+                    }
                     context.engine.wakeups.note_calm(self.claim.key.name());
                     match self.won(fences, deadline, false) {
                         Ok(won) => return Ok(Some(self.hold(turn, won))),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +44,7 @@ pub(crate) struct Connections {
     swallowed: AtomicBool,
     /// Pushes do not come, or not all of them; said once.
     deaf: AtomicBool,
+    opened: AtomicU64,
     slots: Mutex<HashMap<runtime::Id, Arc<Slot>>>,
 }
 
@@ -71,6 +72,7 @@ impl Connections {
             plain: AtomicBool::new(false),
             swallowed: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
+            opened: AtomicU64::new(0),
             slots: Mutex::default(),
         })
     }
@@ -159,6 +161,7 @@ impl Connections {
                     health,
                     runtime: Handle::current(),
                     server: Arc::clone(&self.server),
+                    number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
                     channel: format!("redlease:{}", Uuid::new_v4()),
                 };
                 if plain {
@@ -266,6 +269,8 @@ pub(crate) struct Connection {
     health: Arc<Health>,
     runtime: Handle,
     server: Arc<str>,
+    /// Tells it from the others to this server; never 0.
+    number: u64,
     channel: String,
 }
 
@@ -273,6 +278,10 @@ impl Connection {
     /// The runtime that drives this connection.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// The channel on which grants reach this connection.

@@ -37,6 +37,9 @@ pub(crate) struct Claim {
     /// The last fencing number in use, if more were reserved; else 0. The release gives the rest
     /// back, so that the counter does not run ahead of the clock (P8).
     last_fence: AtomicU64,
+    /// The number of the connection that the last heartbeat was answered on, else 0: that one
+    /// hears of the grant.
+    heard_on: AtomicU64,
 }
 
 impl Claim {
@@ -46,6 +49,7 @@ impl Claim {
             value,
             ttl,
             last_fence: AtomicU64::new(0),
+            heard_on: AtomicU64::new(0),
         }
     }
 
@@ -70,6 +74,11 @@ impl Claim {
 
     pub(crate) fn note_fence(&self, fence: u64) {
         self.last_fence.store(fence, Ordering::Relaxed);
+    }
+
+    /// Notes which connection a grant would be heard on, and returns the one of before.
+    pub(crate) fn note_heard_on(&self, connection: u64) -> u64 {
+        self.heard_on.swap(connection, Ordering::Relaxed)
     }
 
     pub(crate) fn last_fence(&self) -> Option<u64> {
@@ -103,7 +112,12 @@ pub(crate) enum Attempt {
 /// The answer to a heartbeat in the queue.
 #[derive(Debug)]
 pub(crate) enum Beat {
-    Granted { fences: Fences, deadline: Moment },
+    Granted {
+        fences: Fences,
+        deadline: Moment,
+        /// A message of it was sent to us before.
+        told: bool,
+    },
     Waiting(Standing),
 }
 
@@ -210,6 +224,9 @@ pub(crate) trait Queue: Send + Sync {
 
     /// Leaves for good, and passes on a lock that was granted meanwhile.
     fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;
+
+    /// A grant was sent to us and did not arrive.
+    fn note_untold(&self);
 }
 
 /// A lock that a releaser gave to a waiter, as the waiter's connection hears of it.

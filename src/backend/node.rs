@@ -158,23 +158,25 @@ impl Node {
             .map_err(|failure| self.fault(failure))?;
         let beat = match reply.numbers()[..] {
             [granted @ (1 | 2), first] => {
-                if granted == 2 {
-                    // The same connection would have brought the message first.
-                    self.connections.note_deaf("a grant was not told");
-                }
+                // The same connection brings the message first.
+                let told = granted == 2 && claim.note_heard_on(0) == connection.number();
                 Beat::Granted {
                     fences: Fences {
                         first: first as u64,
                         count: fences,
                     },
                     deadline: claim.deadline(reply.sent),
+                    told,
                 }
             }
-            [0, first, ttl] => Beat::Waiting(Standing {
-                first: first == 1,
-                ttl: remaining(ttl),
-                pushes: self.connections.hears_pushes(),
-            }),
+            [0, first, ttl] => {
+                claim.note_heard_on(connection.number());
+                Beat::Waiting(Standing {
+                    first: first == 1,
+                    ttl: remaining(ttl),
+                    pushes: self.connections.hears_pushes(),
+                })
+            }
             _ => return Err(reply.unexpected()),
         };
         doubt.settle();
@@ -367,6 +369,10 @@ impl Queue for Node {
                 .await;
             self.freed(reply)
         })
+    }
+
+    fn note_untold(&self) {
+        self.connections.note_deaf("a grant was not told");
     }
 }
 
