@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::backend::Signals;
 use crate::backend::push::Watcher;
-use crate::backend::verdict::{Verdict, mentions};
+use crate::backend::verdict::{Verdict, lacks_resp3, mentions};
 use crate::fault::{Cause, Fault};
 
 /// How many requests may time out in a row before the connection is taken for dead.
@@ -177,7 +177,7 @@ impl Connections {
                 self.note_deaf("something on the way swallows them");
                 Box::pin(self.open(until)).await
             }
-            Ok(Err(error)) if error.kind() == ErrorKind::RESP3NotSupported && !plain => {
+            Ok(Err(error)) if !plain && lacks_resp3(&error) => {
                 self.plain.store(true, Ordering::Relaxed);
                 self.note_deaf("the server does not speak RESP3");
                 Box::pin(self.open(until)).await
