@@ -111,6 +111,9 @@ struct Tenancy {
     fence: u64,
     fences_end: u64,
     stretch_until: Moment,
+    /// Redis was asked to keep or pass on, and has not answered. That request may yet pass the
+    /// lock on, so nobody of this process may be given the lease (P1).
+    asked: bool,
 }
 
 impl Hold {
@@ -153,6 +156,7 @@ impl Hold {
             fence: 0,
             fences_end: 0,
             stretch_until: now,
+            asked: false,
         };
         tenancy.begin_stretch(won.fences);
         Self {
@@ -213,6 +217,7 @@ impl Hold {
                 }
             }
             Step::Keep => {
+                tenancy.asked = true;
                 // Without an answer, the release finds out how things stand.
                 if let Ok(kept) = tenancy.ask_to_keep().await
                     && let Some(released) = self.go_on(kept)
@@ -328,6 +333,7 @@ impl Tenancy {
         self.fence = fences.first;
         self.fences_end = fences.first + fences.count;
         self.stretch_until = self.context.engine.clock.now() + self.terms.handover_for;
+        self.asked = false;
         if fences.count > 1 || self.claim.last_fence().is_some() {
             self.claim.note_fence(self.fence);
         }
@@ -339,7 +345,8 @@ impl Tenancy {
         }
         let name = self.claim.key.name();
         let engine = &self.context.engine;
-        let goes_on = self.terms.hands_over()
+        let goes_on = !self.asked
+            && self.terms.hands_over()
             && !lease.is_lost()
             && !lease.is_in_trouble()
             && self.context.queues.next_fits(name, self.turn, &self.terms);

@@ -304,7 +304,10 @@ impl Lock {
             .backend
             .force_release(&self.key, within)
             .await;
-        freed.map_err(|fault| self.about(fault))
+        let freed = freed.map_err(|fault| self.about(fault))?;
+        // The server does not push what we did ourselves, and the holder may be one of ours.
+        self.handle.engine.driver.changed(Some(self.key()), None);
+        Ok(freed)
     }
 
     pub(crate) fn note_release(&self, release: Result<Released, Error>) {

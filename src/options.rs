@@ -120,7 +120,8 @@ impl Terms {
     /// counter does not run ahead of the clock (P8).
     pub(crate) fn fences_of_a_stretch(&self) -> u64 {
         let micros = u64::try_from(self.handover_for.as_micros()).unwrap_or(u64::MAX);
-        micros.clamp(1, LARGEST_BLOCK)
+        // The holder's own and one for his heir, at least.
+        micros.clamp(2, LARGEST_BLOCK)
     }
 }
 
@@ -162,6 +163,17 @@ mod tests {
             ..Options::default()
         };
         options.check(&"k".into()).unwrap();
+    }
+
+    #[test]
+    fn the_shortest_stretch_reserves_a_number_for_an_heir() {
+        let options = Options {
+            handover_for: Duration::from_nanos(1),
+            ..Options::default()
+        };
+        let terms = options.check(&"k".into()).unwrap();
+        assert!(terms.hands_over());
+        assert_eq!(terms.fences_of_a_stretch(), 2);
     }
 
     #[test]

@@ -145,8 +145,7 @@ impl<'a> Contender<'a> {
                 .wakeups
                 .was_contended(self.claim.key.name())
         {
-            let won = self.wait_in_queue(end, &mut outage).await?;
-            return Ok(won.map(|won| self.hold(turn, won)));
+            return self.wait_in_queue(turn, end, &mut outage).await;
         }
         loop {
             match self.attempt(&outage).await? {
@@ -164,8 +163,7 @@ impl<'a> Contender<'a> {
                         return Ok(None);
                     }
                     if self.context.engine.backend.queue().is_some() {
-                        let won = self.wait_in_queue(end, &mut outage).await?;
-                        return Ok(won.map(|won| self.hold(turn, won)));
+                        return self.wait_in_queue(turn, end, &mut outage).await;
                     }
                     // The key is free a moment after its TTL, at the latest.
                     let wait = ttl.map_or(LONGEST_POLL, |ttl| ttl + SHORTEST_POLL);

@@ -58,13 +58,14 @@
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::acquire::outage::Outage;
+use crate::acquire::queue::Turn;
 use crate::acquire::wakeup::{Listener, Nudge};
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
 use crate::backend::{Beat, Fences, Grant, Queue, Renewal, Standing};
 use crate::backoff::{Backoff, jittered};
 use crate::error::Error;
 use crate::fault::Fault;
-use crate::hold::Won;
+use crate::hold::{Hold, Won};
 
 /// A waiter may miss two heartbeats and live.
 const BEATS_PER_LIFE: u32 = 3;
@@ -73,25 +74,34 @@ impl Contender<'_> {
     /// Waits until a releaser grants the lock, or the key turns out free at a heartbeat; `None` at
     /// `end`.
     pub(super) async fn wait_in_queue(
-        &mut self,
+        mut self,
+        turn: Turn<Hold>,
         end: Option<Instant>,
         outage: &mut Outage,
-    ) -> Result<Option<Won>, Error> {
+    ) -> Result<Option<Hold>, Error> {
         let context = self.context;
         let Some(queue) = context.engine.backend.queue() else {
             return Ok(None);
         };
         let mut poll = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
+        // Leaves the register after the hold is on the roster: see `Wakeups::granted`.
         let mut listener = context.engine.wakeups.listen(&self.claim);
         self.is_queued = true;
         loop {
             // The last heartbeat is at the end: it finds a lock that nobody told us is free.
             let is_last = end.is_some_and(|end| end <= Instant::now());
             let news = match self.beat(queue, &listener, outage).await? {
-                Ok(Heard::Beat(Beat::Granted { fences, deadline })) => {
+                Ok(Heard::Beat(Beat::Granted {
+                    fences,
+                    deadline,
+                    told,
+                })) => {
+                    if told && !listener.has_grant() {
+                        queue.note_untold();
+                    }
                     context.engine.wakeups.note_calm(self.claim.key.name());
                     match self.won(fences, deadline, false) {
-                        Ok(won) => return Ok(Some(won)),
+                        Ok(won) => return Ok(Some(self.hold(turn, won))),
                         Err(fault) => {
                             listener = context.engine.wakeups.listen(&self.claim);
                             self.put_up_with(outage, fault).await?;
@@ -144,7 +154,7 @@ impl Contender<'_> {
             if let Some(grant) = news
                 && let Some(won) = self.accept(&grant).await
             {
-                return Ok(Some(won));
+                return Ok(Some(self.hold(turn, won)));
             }
         }
     }

@@ -177,6 +177,11 @@ impl Listener {
         }
     }
 
+    /// Whether a grant is there that was not returned yet.
+    pub(crate) fn has_grant(&self) -> bool {
+        self.slot.news.lock().grant.is_some()
+    }
+
     /// Waits for a grant (`Ok`) or for a nudge of at least this urgency.
     pub(crate) async fn news(&self, least: Nudge) -> Result<Grant, Nudge> {
         loop {

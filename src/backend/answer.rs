@@ -52,7 +52,12 @@ pub(crate) enum Attempt {
 /// The answer to a heartbeat in the queue.
 #[derive(Debug)]
 pub(crate) enum Beat {
-    Granted { fences: Fences, deadline: Moment },
+    Granted {
+        fences: Fences,
+        deadline: Moment,
+        /// A message of it was sent to us before.
+        told: bool,
+    },
     Waiting(Standing),
 }
 

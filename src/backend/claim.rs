@@ -24,6 +24,9 @@ pub(crate) struct Claim {
     /// The last fencing number in use, if more were reserved; else 0. The release gives the rest
     /// back, so that the counter does not run ahead of the clock (P8).
     last_fence: AtomicU64,
+    /// The number of the connection that the last heartbeat was answered on, else 0: that one
+    /// hears of the grant.
+    heard_on: AtomicU64,
     /// What a quorum knows of the claim at its servers.
     pub(super) stake: OnceLock<Arc<Stake>>,
 }
@@ -35,6 +38,7 @@ impl Claim {
             value,
             ttl,
             last_fence: AtomicU64::new(0),
+            heard_on: AtomicU64::new(0),
             stake: OnceLock::new(),
         }
     }
@@ -60,6 +64,11 @@ impl Claim {
 
     pub(crate) fn note_fence(&self, fence: u64) {
         self.last_fence.store(fence, Ordering::Relaxed);
+    }
+
+    /// Notes which connection a grant would be heard on, and returns the one of before.
+    pub(crate) fn note_heard_on(&self, connection: u64) -> u64 {
+        self.heard_on.swap(connection, Ordering::Relaxed)
     }
 
     pub(crate) fn last_fence(&self) -> Option<u64> {

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,14 +19,13 @@ use redis::{
     ServerErrorKind, Value,
 };
 use tokio::runtime::{self, Handle};
-use tokio::sync::OnceCell;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::backend::Signals;
 use crate::backend::health::Health;
 use crate::backend::push::Watcher;
-use crate::backend::verdict::{Verdict, mentions};
+use crate::backend::verdict::{Verdict, lacks_resp3, mentions};
 use crate::fault::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
@@ -42,6 +41,9 @@ pub(crate) struct Connections {
     signals: Arc<dyn Signals>,
     /// The server does not speak RESP3, so there will be no pushes.
     plain: AtomicBool,
+    /// Something on the way swallows pushes, even those that answer a request.
+    swallowed: AtomicBool,
+    opened: AtomicU64,
     /// Pushes do not come, or not all of them: for good, or as it seems.
     deaf: AtomicBool,
     deaf_until: Mutex<Option<Instant>>,
@@ -71,6 +73,8 @@ impl Connections {
             client: Client::open(info)?,
             signals,
             plain: AtomicBool::new(false),
+            swallowed: AtomicBool::new(false),
+            opened: AtomicU64::new(0),
             deaf: AtomicBool::new(false),
             deaf_until: Mutex::default(),
             said_deaf: AtomicBool::new(false),
@@ -162,13 +166,23 @@ impl Connections {
                     health,
                     runtime: Handle::current(),
                     server: Arc::clone(&self.server),
+                    number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
                     channel: format!("redlease:{}", Uuid::new_v4()),
-                    subscribed: OnceCell::new(),
                 };
+                if plain {
+                    return Ok(connection);
+                }
                 self.track(&connection, until).await?;
-                Ok(connection)
+                if self.swallowed.load(Ordering::Relaxed)
+                    || self.subscribe(&connection, until).await?
+                {
+                    return Ok(connection);
+                }
+                self.swallowed.store(true, Ordering::Relaxed);
+                self.note_deaf("something on the way swallows them");
+                Box::pin(self.open(until)).await
             }
-            Ok(Err(error)) if error.kind() == ErrorKind::RESP3NotSupported && !plain => {
+            Ok(Err(error)) if !plain && lacks_resp3(&error) => {
                 self.plain.store(true, Ordering::Relaxed);
                 self.note_deaf("the server does not speak RESP3");
                 Box::pin(self.open(until)).await
@@ -184,9 +198,6 @@ impl Connections {
 
     /// Asks the server to tell when a key changes that was read over the connection.
     async fn track(&self, connection: &Connection, until: Instant) -> Result<(), Fault> {
-        if self.plain.load(Ordering::Relaxed) {
-            return Ok(());
-        }
         let mut command = redis::cmd("CLIENT");
         command.arg("TRACKING").arg("ON").arg("NOLOOP");
         match connection.send(&command, until).await {
@@ -199,28 +210,34 @@ impl Connections {
         }
     }
 
-    /// The channel on which grants reach this connection, subscribed to on first use.
-    pub(crate) async fn listen<'a>(
-        &self,
-        connection: &'a Connection,
-        until: Instant,
-    ) -> Result<&'a str, Fault> {
-        if !self.plain.load(Ordering::Relaxed) {
-            let subscribe = || async {
-                let mut stream = connection.stream.clone();
-                let request = async move { stream.subscribe(&connection.channel).await };
-                match connection.watch(request, until).await {
-                    Err(Failure::Fault(fault)) if !fault.permanent => Err(fault),
-                    Err(_) => {
-                        self.note_deaf("the server does not let us subscribe");
-                        Ok(())
-                    }
-                    Ok(()) => Ok(()),
-                }
-            };
-            connection.subscribed.get_or_try_init(subscribe).await?;
+    /// Subscribes to the channel on which grants reach this connection. False if the confirmation
+    /// is lost on the way: then the connection is out of step with its replies, and useless.
+    ///
+    /// The confirmation is a push, and redis-rs takes the next reply for it if it does not come.
+    /// So this is done before anybody else uses the connection, with a reply of another kind
+    /// behind it that shows whether it came.
+    async fn subscribe(&self, connection: &Connection, until: Instant) -> Result<bool, Fault> {
+        let mut command = redis::cmd("SUBSCRIBE");
+        command.arg(&connection.channel);
+        let ping = redis::cmd("PING");
+        let behind = async {
+            let _ = connection.send(&ping, until).await;
+            std::future::pending().await
+        };
+        let reply = tokio::select! {
+            biased;
+            reply = connection.send(&command, until) => reply,
+            () = behind => unreachable!("it is pending"),
+        };
+        match reply {
+            Ok(Value::Push { .. }) => Ok(true),
+            Ok(_) => Ok(false),
+            Err(Failure::Fault(fault)) if !fault.permanent => Err(fault),
+            Err(_) => {
+                self.note_deaf("the server does not let us subscribe");
+                Ok(true)
+            }
         }
-        Ok(&connection.channel)
     }
 
     /// Whether pushes can be counted on for speed. They never are for correctness (P11).
@@ -273,15 +290,24 @@ pub(crate) struct Connection {
     health: Arc<Health>,
     runtime: Handle,
     server: Arc<str>,
-    /// Where this connection hears of grants.
+    /// Tells it from the others to this server; never 0.
+    number: u64,
     channel: String,
-    subscribed: OnceCell<()>,
 }
 
 impl Connection {
     /// The runtime that drives this connection.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The channel on which grants reach this connection.
+    pub(crate) fn channel(&self) -> &str {
+        &self.channel
     }
 
     /// Sends one command and waits for its reply.

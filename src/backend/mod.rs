@@ -114,6 +114,9 @@ pub(crate) trait Queue: Send + Sync {
 
     /// Leaves for good, and passes on a lock that was granted meanwhile.
     fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;
+
+    /// A grant was sent to us and did not arrive.
+    fn note_untold(&self);
 }
 
 /// What a store tells without being asked. All of it is hints: any of it may be missing (P11).

@@ -162,7 +162,6 @@ impl Node {
     ) -> Result<Beat, Fault> {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
-        let channel = self.connections.listen(&connection, until).await?;
         let doubt = self.doubts.raise(claim, &connection);
         let reply = self
             .call_over(
@@ -178,7 +177,7 @@ impl Node {
                     Argument::Number(whole_millis(claim.waiter_ttl())),
                     // Read before the request is sent, so no later than the server's beat.
                     Argument::Number(self.clock.now().nanos()),
-                    Argument::Text(channel),
+                    Argument::Text(connection.channel()),
                     QUEUE_TTL,
                 ],
                 until,
@@ -187,20 +186,22 @@ impl Node {
             .map_err(|failure| self.fault(failure))?;
         let beat = match reply.numbers()[..] {
             [granted @ (1 | 2), first] => {
-                if granted == 2 {
-                    // The same connection would have brought the message first.
-                    self.connections.note_missed_push();
-                }
+                // The same connection brings the message first.
+                let told = granted == 2 && claim.note_heard_on(0) == connection.number();
                 Beat::Granted {
                     fences: fences.granted_from(first),
                     deadline: claim.deadline(reply.sent),
+                    told,
                 }
             }
-            [0, first, ttl] => Beat::Waiting(Standing {
-                first: first == 1,
-                ttl: remaining(ttl),
-                pushes: self.connections.hears_pushes(),
-            }),
+            [0, first, ttl] => {
+                claim.note_heard_on(connection.number());
+                Beat::Waiting(Standing {
+                    first: first == 1,
+                    ttl: remaining(ttl),
+                    pushes: self.connections.hears_pushes(),
+                })
+            }
             _ => return Err(reply.unexpected()),
         };
         doubt.settle();
@@ -407,6 +408,10 @@ impl Queue for Node {
                 .await;
             self.freed(reply)
         })
+    }
+
+    fn note_untold(&self) {
+        self.connections.note_missed_push();
     }
 }
 

@@ -5,6 +5,8 @@ use std::io;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
+use crate::fault::Fault;
+
 /// What an error means for the request and for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -61,6 +63,19 @@ const PASSING: [&str; 8] = [
     "max number of clients reached",
     "UNBLOCKED",
 ];
+
+/// Whether the key holds something that is not a string, and so not ours.
+pub(crate) fn is_wrong_type(fault: &Fault) -> bool {
+    let error = fault.cause.downcast_ref::<RedisError>();
+    error.is_some_and(|error| mentions(error, "WRONGTYPE"))
+}
+
+/// Whether the server does not know RESP3, in the words of Redis, its forks and its proxies.
+pub(crate) fn lacks_resp3(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::RESP3NotSupported
+        || mentions(error, "NOPROTO")
+        || (mentions(error, "unknown command") && mentions(error, "HELLO"))
+}
 
 pub(crate) fn mentions(error: &RedisError, word: &str) -> bool {
     error.code() == Some(word) || error.detail().is_some_and(|detail| detail.contains(word))

@@ -24,6 +24,7 @@ use parking_lot::Mutex;
 use tokio::runtime::{self, Handle};
 use tokio::sync::Notify;
 
+use crate::backend::verdict::is_wrong_type;
 use crate::backend::{Backend, Claim, Renewal};
 use crate::fault::Fault;
 use crate::lease::Lease;
@@ -330,6 +331,7 @@ impl Driver {
             }
             Ok(Some(_)) => Ok(Renewal::Stolen),
             Ok(None) => Ok(Renewal::Removed),
+            Err(fault) if is_wrong_type(&fault) => Ok(Renewal::Stolen),
             Err(fault) => Err(fault),
         };
         self.settle(id, answer, true);

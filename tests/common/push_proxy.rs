@@ -1,0 +1,187 @@
+//! A TCP proxy that understands what passes through it: it can drop pushes, refuse RESP3, and
+//! hold up the requests of one connection.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// Passes everything on, until it is told otherwise. Ends with the value.
+pub struct PushProxy {
+    port: u16,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    swallows_pushes: AtomicBool,
+    refuses_hello: AtomicBool,
+    stopped: AtomicBool,
+    /// Connections, in the order in which they were opened, whose requests wait.
+    held: Mutex<HashSet<usize>>,
+    waiting: AtomicUsize,
+    streams: Mutex<Vec<TcpStream>>,
+}
+
+impl PushProxy {
+    /// Stands in front of the server at a loopback port.
+    pub fn before(server: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+        let port = listener.local_addr().expect("its address").port();
+        let state = Arc::new(State::default());
+        let of_thread = Arc::clone(&state);
+        thread::spawn(move || of_thread.accept(&listener, server));
+        Self { port, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    pub fn server(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// From now on no push reaches a client.
+    pub fn swallow_pushes(&self) {
+        self.state.swallows_pushes.store(true, Ordering::SeqCst);
+    }
+
+    /// From now on it is as if the server were older than RESP3.
+    pub fn refuse_hello(&self) {
+        self.state.refuses_hello.store(true, Ordering::SeqCst);
+    }
+
+    /// Holds up the requests of a connection, by its number.
+    pub fn hold(&self, connection: usize) {
+        let mut held = self.state.held.lock().expect("no panic");
+        held.insert(connection);
+    }
+
+    pub fn let_go(&self, connection: usize) {
+        let mut held = self.state.held.lock().expect("no panic");
+        held.remove(&connection);
+    }
+
+    /// How many connections have a request that is held up.
+    pub fn waiting(&self) -> usize {
+        self.state.waiting.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for PushProxy {
+    fn drop(&mut self) {
+        self.state.stopped.store(true, Ordering::SeqCst);
+        for stream in self.state.streams.lock().expect("no panic").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the listener, which then sees that it is to end.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl State {
+    fn accept(self: Arc<Self>, listener: &TcpListener, server: u16) {
+        for (number, client) in listener.incoming().enumerate() {
+            if self.stopped.load(Ordering::SeqCst) {
+                return;
+            }
+            let Ok(client) = client else { continue };
+            let Ok(upstream) = TcpStream::connect(("127.0.0.1", server)) else {
+                continue;
+            };
+            for stream in [&client, &upstream] {
+                let _ = stream.set_nodelay(true);
+                self.streams.lock().expect("no panic").push(copy(stream));
+            }
+            let (state, from, to) = (Arc::clone(&self), copy(&client), copy(&upstream));
+            let requests = move |frame: &[u8]| state.request(number, frame, &from, &to);
+            thread::spawn(pump(copy(&client), copy(&upstream), requests));
+            let (state, to) = (Arc::clone(&self), copy(&client));
+            let replies = move |frame: &[u8]| {
+                let swallow = frame[0] == b'>' && state.swallows_pushes.load(Ordering::SeqCst);
+                swallow || (&to).write_all(frame).is_ok()
+            };
+            thread::spawn(pump(upstream, client, replies));
+        }
+    }
+
+    /// Passes a request on; false if that failed.
+    fn request(
+        &self,
+        number: usize,
+        frame: &[u8],
+        mut from: &TcpStream,
+        mut to: &TcpStream,
+    ) -> bool {
+        let is_held = || self.held.lock().expect("no panic").contains(&number);
+        if is_held() {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            while is_held() && !self.stopped.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+        }
+        let says_hello = frame.windows(7).any(|window| window == b"HELLO\r\n");
+        if says_hello && self.refuses_hello.load(Ordering::SeqCst) {
+            return from.write_all(b"-ERR unknown command 'HELLO'\r\n").is_ok();
+        }
+        to.write_all(frame).is_ok()
+    }
+}
+
+fn copy(stream: &TcpStream) -> TcpStream {
+    stream.try_clone().expect("a second handle")
+}
+
+/// Reads frames and does something with each, until that fails.
+fn pump(
+    mut from: TcpStream,
+    to: TcpStream,
+    mut each: impl FnMut(&[u8]) -> bool + Send + 'static,
+) -> impl FnOnce() + Send + 'static {
+    move || {
+        let mut pending = Vec::new();
+        let mut bytes = [0; 16 * 1024];
+        'open: while let Ok(length @ 1..) = from.read(&mut bytes) {
+            pending.extend_from_slice(&bytes[..length]);
+            while let Some(length) = frame_length(&pending) {
+                let frame: Vec<u8> = pending.drain(..length).collect();
+                if !each(&frame) {
+                    break 'open;
+                }
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}
+
+/// The length of the RESP value that `bytes` begin with, if all of it is there.
+fn frame_length(bytes: &[u8]) -> Option<usize> {
+    let line = bytes.windows(2).position(|window| window == b"\r\n")? + 2;
+    let number = || {
+        let text = std::str::from_utf8(&bytes[1..line - 2]).expect("a number");
+        text.parse::<i64>().expect("a number")
+    };
+    let items = match bytes[0] {
+        b'$' | b'=' | b'!' => {
+            let length = usize::try_from(number()).map_or(line, |length| line + length + 2);
+            return (bytes.len() >= length).then_some(length);
+        }
+        b'*' | b'~' | b'>' => number(),
+        b'%' => 2 * number(),
+        b'|' => 2 * number() + 1,
+        _ => return Some(line),
+    };
+    let mut length = line;
+    for _ in 0..items {
+        length += frame_length(&bytes[length..])?;
+    }
+    Some(length)
+}

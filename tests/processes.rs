@@ -1,0 +1,249 @@
+//! Waiters in processes of their own, that are killed and stopped.
+//!
+//! This program runs itself again as such a process: see [`child`].
+
+#![cfg(unix)]
+
+mod common;
+#[path = "common/waiters.rs"]
+mod waiters;
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::*;
+use redlease::blocking::Locker;
+use rustix::process::{Pid, Signal, kill_process};
+use waiters::*;
+
+const CHILD: &str = "REDLEASE_TEST_CHILD";
+/// A waiter that is gone counts for so long.
+const WAITER_TTL: Duration = Duration::from_secs(3);
+/// For a slow machine.
+const SLACK: Duration = Duration::from_secs(3);
+const WAITERS: usize = 100;
+
+/// What each process does: waits, says in the list `log` what happens to it, and holds as long as
+/// it is told. Does nothing when it runs as a test.
+#[test]
+fn child() {
+    let Ok(order) = std::env::var(CHILD) else {
+        return;
+    };
+    let [name, url, key, ttl, hold] = order.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{order:?}");
+    };
+    let mut redis = redis::Client::open(url).unwrap().get_connection().unwrap();
+    let mut say = |what: &str| {
+        let line = format!("{name} {what}");
+        let () = redis::cmd("RPUSH")
+            .arg("log")
+            .arg(line)
+            .query(&mut redis)
+            .unwrap();
+    };
+    let ttl = Duration::from_millis(ttl.parse().unwrap());
+    let guard = Locker::connect(url)
+        .unwrap()
+        .lock(key)
+        .ttl(ttl)
+        .lock()
+        .unwrap();
+    // Its state before it is told, so that what was held when it was said was held before.
+    if guard.is_lost() {
+        return say("lost");
+    }
+    say("held");
+    let until = Instant::now() + Duration::from_millis(hold.parse().unwrap());
+    while Instant::now() < until {
+        if guard.is_lost() {
+            return say("lost");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    say("leaves");
+    guard.release().unwrap();
+}
+
+/// A process that ends with the value.
+struct Process(Child);
+
+impl Process {
+    fn start(server: &Server, name: &str, key: &str, ttl: Duration, hold: Duration) -> Self {
+        let (ttl, hold) = (ttl.as_millis(), hold.as_millis());
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["child", "--exact", "--test-threads=1"])
+            .env(CHILD, format!("{name} {} {key} {ttl} {hold}", server.url()))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("this program runs");
+        Self(child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
+        kill_process(pid.expect("a pid"), signal).expect("our own child");
+    }
+
+    /// Ends it as `kill -9` does.
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn log(server: &Server) -> Vec<String> {
+    server.command(&["LRANGE", "log", "0", "-1"])
+}
+
+async fn until_said(server: &Server, line: &str) {
+    eventually(line, || log(server).iter().any(|said| said == line)).await;
+}
+
+const SHORT: Duration = Duration::from_millis(1);
+
+#[tokio::test]
+async fn p9_a_waiter_killed_at_the_head_delays_the_next_by_its_life_at_most() {
+    let server = Server::start();
+    let locker = connect(&server).await;
+    let key = unique_key();
+    let first = locker.lock(&key).ttl(TTL).lock().await.unwrap();
+    let mut head = Process::start(&server, "head", &key, TTL, SHORT);
+    until_queued(&server, &key, 1).await;
+    let next = wait_for(&connect(&server).await.lock(&key).ttl(TTL));
+    until_queued(&server, &key, 2).await;
+    head.kill();
+    first.release().await.unwrap();
+    let guard = within(WAITER_TTL + SLACK, "the next has it", next)
+        .await
+        .unwrap();
+    assert!(!guard.is_lost());
+    assert!(log(&server).is_empty());
+}
+
+#[tokio::test]
+async fn p9_the_lock_of_a_holder_that_is_killed_is_free_after_its_ttl() {
+    let server = Server::start();
+    let key = unique_key();
+    let ttl = Duration::from_secs(4);
+    let mut holder = Process::start(&server, "holder", &key, ttl, TTL);
+    until_said(&server, "holder held").await;
+    let next = wait_for(&connect(&server).await.lock(&key).ttl(TTL));
+    until_queued(&server, &key, 1).await;
+    holder.kill();
+    let left: u64 = server.command(&["PTTL", &key]);
+    let killed = Instant::now();
+    let guard = within(ttl + SLACK, "the next has it", next).await.unwrap();
+    let waited = killed.elapsed() + Duration::from_millis(5);
+    assert!(
+        waited >= Duration::from_millis(left),
+        "P1: {waited:?} of {left} ms"
+    );
+    assert!(!guard.is_lost());
+}
+
+#[tokio::test]
+async fn p3_a_process_stopped_until_its_grant_expired_wakes_up_without_the_lock() {
+    let server = Server::start();
+    let locker = connect(&server).await;
+    let key = unique_key();
+    let first = locker.lock(&key).ttl(TTL).lock().await.unwrap();
+    let stopped = Process::start(&server, "stopped", &key, TTL, SHORT);
+    until_queued(&server, &key, 1).await;
+    let next = wait_for(&connect(&server).await.lock(&key).ttl(TTL));
+    until_queued(&server, &key, 2).await;
+    let value = first.value().to_owned();
+    stopped.signal(Signal::STOP);
+    first.release().await.unwrap();
+    let granted = server.get(&key).expect("granted");
+    assert_ne!(granted, value);
+    let guard = within(WAITER_TTL + SLACK, "the next has it", next)
+        .await
+        .unwrap();
+    assert_ne!(
+        guard.value(),
+        granted,
+        "the stopped one had been granted it"
+    );
+    stopped.signal(Signal::CONT);
+    // It finds the old grant on its connection, and waits again.
+    until_queued(&server, &key, 1).await;
+    assert!(log(&server).is_empty(), "P1: {:?}", log(&server));
+    assert!(!guard.is_lost());
+    guard.release().await.unwrap();
+    until_said(&server, "stopped leaves").await;
+}
+
+#[tokio::test]
+async fn p3_a_holder_stopped_until_its_lease_expired_wakes_up_lost() {
+    let server = Server::start();
+    let locker = connect(&server).await;
+    let key = unique_key();
+    let first = locker.lock(&key).ttl(TTL).lock().await.unwrap();
+    let stopped = Process::start(&server, "stopped", &key, Duration::from_secs(3), TTL);
+    until_queued(&server, &key, 1).await;
+    first.release().await.unwrap();
+    until_said(&server, "stopped held").await;
+    let next = wait_for(&locker.lock(&key).ttl(TTL));
+    until_queued(&server, &key, 1).await;
+    stopped.signal(Signal::STOP);
+    let guard = within(WAITER_TTL + SLACK, "the next has it", next)
+        .await
+        .unwrap();
+    stopped.signal(Signal::CONT);
+    until_said(&server, "stopped lost").await;
+    assert_eq!(log(&server), ["stopped held", "stopped lost"]);
+    assert!(!guard.is_lost());
+}
+
+#[tokio::test]
+async fn of_many_waiting_processes_half_are_killed_and_the_others_have_it_in_order() {
+    let server = Server::start();
+    let locker = connect(&server).await;
+    let key = unique_key();
+    let first = locker.lock(&key).ttl(10 * TTL).lock().await.unwrap();
+    let mut processes = Vec::new();
+    for number in 0..WAITERS {
+        let name = number.to_string();
+        processes.push((
+            name.clone(),
+            Process::start(&server, &name, &key, TTL, SHORT),
+        ));
+        // One after the other, so that the order is known.
+        until_queued(&server, &key, number as u64 + 1).await;
+    }
+    let mut survivors: Vec<String> = Vec::new();
+    let mut numbers: Vec<usize> = (0..WAITERS).collect();
+    fastrand::shuffle(&mut numbers);
+    for &number in &numbers[..WAITERS / 2] {
+        processes[number].1.kill();
+    }
+    numbers.drain(..WAITERS / 2);
+    numbers.sort_unstable();
+    survivors.extend(numbers.iter().map(ToString::to_string));
+    first.release().await.unwrap();
+    let count = |what: &str| {
+        log(&server)
+            .iter()
+            .filter(|line| line.ends_with(what))
+            .count()
+    };
+    eventually("all others have had it", || {
+        count(" leaves") == survivors.len()
+    })
+    .await;
+    let expected: Vec<String> = survivors
+        .iter()
+        .flat_map(|name| [format!("{name} held"), format!("{name} leaves")])
+        .collect();
+    assert_eq!(log(&server), expected);
+    drop(processes);
+    let () = server.command(&["DEL", "log"]);
+    assert_eq!(until_only_fences_are_left(&server).await, 1);
+}
