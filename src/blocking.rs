@@ -2,8 +2,8 @@
 //!
 //! The names are those of the asynchronous API, without `.await`. The calls block the present
 //! thread while the locker's background thread does the work, so they do not belong into
-//! asynchronous code: there they would block the runtime. [`LockGuard::run_until_lost`] of the
-//! asynchronous API has no counterpart, because a closure cannot be interrupted: ask
+//! asynchronous code: there they would block the runtime. [`LockGuard::run_until_lost`](crate::LockGuard::run_until_lost)
+//! of the asynchronous API has no counterpart, because a closure cannot be interrupted: ask
 //! [`LockGuard::is_lost`] in between.
 //!
 //! # Examples
