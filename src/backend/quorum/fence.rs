@@ -7,8 +7,9 @@
 //! Why the order of P8 holds: a token is at a majority of the servers before the acquire returns,
 //! and any later acquire's majority shares a server with that one, which answers a larger number.
 //! Why tokens are unique: two holders' majorities share a server as well, and that one accepts a
-//! number only above its counter, or on top of the same claim's own. The model in `tests/` searches
-//! for a counterexample, and finds one when either rule is taken out.
+//! number only above its counter, or on top of the same claim's own, but not below it: a larger
+//! one of ours can come from a grant that ran late, after somebody else had the token. The model in
+//! `tests/` searches for a counterexample, and finds one when any of these rules is taken out.
 
 use std::sync::Arc;
 use std::time::Duration;

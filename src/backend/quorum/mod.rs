@@ -17,7 +17,7 @@
 //!    while later, takes another value, so that no release of the old one can hit it.
 //! 2. **Token**: the largest number that the majority granted. If a majority granted just that, it
 //!    is settled; if not, it is written back, and a majority must accept it. A server accepts it if
-//!    the lock is ours there, and its counter is smaller or was written by us.
+//!    the lock is ours there, and its counter is smaller, or was written by us and not beyond it.
 //! 3. **Renew**: a majority extends. So many "not ours" that there can be no majority are a loss.
 //!    Everything else is unknown.
 //! 4. **Repair**: a server without a key that answers a renewal of the majority gets it back if it
