@@ -121,7 +121,7 @@ async fn task(
     Ok((count, holds))
 }
 
-fn now() -> u64 {
+pub fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
