@@ -97,10 +97,8 @@ impl Client {
                 self.hold(lease, false);
             }
             (Script::Acquire, _) => self.wait(setup),
-            (Script::Enqueue, _) => {
-                if setup.fault == Fault::LeaseFromLastAnswered {
-                    self.answered = Some(request.age);
-                }
+            (Script::Enqueue, _) if setup.fault == Fault::LeaseFromLastAnswered => {
+                self.answered = Some(request.age);
             }
             (Script::Renew, Answer::Granted) if self.lease > 0 => self.extend(lease),
             (Script::Keep, Answer::Granted) => {

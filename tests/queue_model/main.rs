@@ -98,6 +98,7 @@ fn two_clients_never_both_hold_on_a_wild_network() {
 fn a_waiter_may_live_longer_than_the_ttl() {
     check(Setup {
         life: 3,
+        requests: 2,
         ..Setup::WILD
     });
 }
@@ -106,6 +107,7 @@ fn a_waiter_may_live_longer_than_the_ttl() {
 fn a_waiter_may_live_shorter_than_the_ttl() {
     check(Setup {
         ttl: 3,
+        requests: 2,
         ..Setup::WILD
     });
 }

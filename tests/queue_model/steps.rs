@@ -191,7 +191,8 @@ impl World {
             known.is_none_or(|r| r.age > 0 && self.mishaps > 0 && !setup.is_timely())
         };
         let mut send = |script| {
-            if has_room && is_free(script) {
+            // Letting go needs no room: it comes once.
+            if (has_room || script == Script::Release) && is_free(script) {
                 steps.push(Step::Send(name, script));
             }
         };
@@ -214,7 +215,7 @@ impl World {
             Phase::Keeping if !setup.is_timely() => send(Script::Release),
             _ => {}
         }
-        if has_room && matches!(client.phase, Phase::Trying | Phase::Waiting) {
+        if matches!(client.phase, Phase::Trying | Phase::Waiting) {
             steps.push(Step::GiveUp(name));
         }
     }
