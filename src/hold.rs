@@ -334,9 +334,7 @@ impl Tenancy {
         self.fences_end = fences.first + fences.count;
         self.stretch_until = self.context.engine.clock.now() + self.terms.handover_for;
         self.asked = false;
-        if fences.count > 1 || self.claim.last_fence().is_some() {
-            self.claim.note_fence(self.fence);
-        }
+        self.claim.note_reserved(fences);
     }
 
     fn next_step(&self, lease: &Lease) -> Step {

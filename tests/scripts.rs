@@ -203,7 +203,8 @@ impl Real<'_> {
             Step::Renew { value, ttl } => self.number(RENEW, &[name(value), TTLS[ttl].to_string()]),
             Step::Release { value } => {
                 let numbers = [FLOOR, FENCE_TTL].map(|n| n.to_string());
-                let arguments = [&[name(value)], &numbers[..], &[String::new()]].concat();
+                let nothing_back = [String::new(), String::new()];
+                let arguments = [&[name(value)], &numbers[..], &nothing_back].concat();
                 self.number(RELEASE, &arguments)
             }
             Step::ForceRelease => {
@@ -278,4 +279,30 @@ fn the_scripts_do_what_the_model_does() {
         }
     });
     assert!(number.get() >= 150);
+}
+
+#[test]
+fn p8_a_release_gives_back_its_own_reservation_only() {
+    let server = Server::start();
+    let mut connection = server.client();
+    let mut counter_after = |counter: u64, used: &str, reserved: &str| -> u64 {
+        let () = connection.set("k", "value-0").unwrap();
+        let () = connection.set("{k}:fence", counter).unwrap();
+        let mut release = redis::cmd("EVAL");
+        release.arg(RELEASE).arg(4);
+        release.arg(&["k", "{k}:fence", "{k}:lock-queue", "{k}:lock-waiters"]);
+        release.arg("value-0").arg(FLOOR).arg(FENCE_TTL);
+        let freed: i64 = release
+            .arg(used)
+            .arg(reserved)
+            .query(&mut connection)
+            .unwrap();
+        assert_eq!(freed, 1);
+        connection.get("{k}:fence").unwrap()
+    };
+    assert_eq!(counter_after(FLOOR + 50, "", ""), FLOOR + 50);
+    let (used, reserved) = ((FLOOR + 10).to_string(), (FLOOR + 50).to_string());
+    assert_eq!(counter_after(FLOOR + 50, &used, &reserved), FLOOR + 10);
+    // Somebody else has numbers beyond: a release that runs late must not take those back.
+    assert_eq!(counter_after(FLOOR + 60, &used, &reserved), FLOOR + 60);
 }

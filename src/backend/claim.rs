@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::backend::answer::Fences;
 use crate::backend::quorum::stake::Stake;
 use crate::key::Key;
 use crate::lease::clock::Moment;
@@ -24,6 +25,8 @@ pub(crate) struct Claim {
     /// The last fencing number in use, if more were reserved; else 0. The release gives the rest
     /// back, so that the counter does not run ahead of the clock (P8).
     last_fence: AtomicU64,
+    /// The last that was reserved.
+    last_reserved: AtomicU64,
     /// The number of the connection that the last heartbeat was answered on, else 0: that one
     /// hears of the grant.
     heard_on: AtomicU64,
@@ -38,6 +41,7 @@ impl Claim {
             value,
             ttl,
             last_fence: AtomicU64::new(0),
+            last_reserved: AtomicU64::new(0),
             heard_on: AtomicU64::new(0),
             stake: OnceLock::new(),
         }
@@ -62,6 +66,15 @@ impl Claim {
         self.ttl.clamp(SHORTEST_WAITER_TTL, LONGEST_WAITER_TTL)
     }
 
+    /// Notes a reservation, of which the first number is in use. One of a single number leaves
+    /// nothing to give back, and replaces one that did.
+    pub(crate) fn note_reserved(&self, fences: Fences) {
+        if fences.count > 1 || self.last_fence.load(Ordering::Relaxed) > 0 {
+            self.note_fence(fences.first);
+            self.last_reserved.store(fences.last(), Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn note_fence(&self, fence: u64) {
         self.last_fence.store(fence, Ordering::Relaxed);
     }
@@ -71,10 +84,11 @@ impl Claim {
         self.heard_on.swap(connection, Ordering::Relaxed)
     }
 
-    pub(crate) fn last_fence(&self) -> Option<u64> {
+    /// The last fencing numbers in use and reserved, if more were reserved than are in use.
+    pub(crate) fn to_give_back(&self) -> Option<(u64, u64)> {
         match self.last_fence.load(Ordering::Relaxed) {
             0 => None,
-            fence => Some(fence),
+            fence => Some((fence, self.last_reserved.load(Ordering::Relaxed))),
         }
     }
 }

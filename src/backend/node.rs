@@ -208,12 +208,14 @@ impl Node {
         Ok(beat)
     }
 
-    /// The last fencing number in use, as the scripts take it: empty if no more were reserved, or
-    /// if the others of a quorum have them, too.
-    fn last_fence(&self, claim: &Claim) -> Argument<'static> {
-        match claim.last_fence() {
-            Some(fence) if self.role == Role::Alone => Argument::Number(fence),
-            _ => Argument::Text(""),
+    /// The last fencing numbers in use and reserved, as the scripts take them: empty if there is
+    /// nothing to give back, or if the others of a quorum have them, too.
+    fn to_give_back(&self, claim: &Claim) -> [Argument<'static>; 2] {
+        match claim.to_give_back() {
+            Some((used, reserved)) if self.role == Role::Alone => {
+                [Argument::Number(used), Argument::Number(reserved)]
+            }
+            _ => [Argument::Text(""), Argument::Text("")],
         }
     }
 
@@ -289,22 +291,13 @@ impl Backend for Node {
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
-            let reply = self
-                .call(
-                    &script::RELEASE,
-                    &claim.key.with_queue(),
-                    &[
-                        Argument::Text(&claim.value),
-                        floor(),
-                        FENCE_TTL,
-                        self.last_fence(claim),
-                    ],
-                    within,
-                )
-                .await;
+            let [used, reserved] = self.to_give_back(claim);
+            let value = Argument::Text(&claim.value);
+            let arguments = [value, floor(), FENCE_TTL, used, reserved];
+            let keys = claim.key.with_queue();
+            let reply = self.call(&script::RELEASE, &keys, &arguments, within).await;
             // A request that was retried was granted, and an earlier try of it may run yet: it
-            // must find a leave behind it, too (P10).
-            // On the way that this one went it has.
+            // must find a leave behind it, too (P10). On the way that this one went it has.
             for way in self.doubts.take(claim) {
                 let gone = reply
                     .as_ref()
@@ -325,11 +318,13 @@ impl Backend for Node {
         within: Duration,
     ) -> Answer<'a, Kept> {
         Box::pin(async move {
+            let [used, reserved] = self.to_give_back(claim);
             let arguments = [
                 Argument::Text(&claim.value),
                 Argument::Number(fences.first),
                 FENCE_TTL,
-                self.last_fence(claim),
+                used,
+                reserved,
                 Argument::Number(claim.ttl_millis()),
                 Argument::Number(fences.count),
             ];
