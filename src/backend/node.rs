@@ -79,6 +79,8 @@ impl Node {
             }
             other => other?,
         };
+        #[cfg(redlease_mutation = "deadline_from_reply")]
+        let sent = self.clock.now();
         Ok(Reply {
             connection,
             sent,
