@@ -1,11 +1,12 @@
-//! Requests that arrive late, after whoever sent them has given up on them.
+//! Requests and replies that were cut short.
 
 mod common;
 
 use std::time::Duration;
 
 use common::*;
-use redlease::Locker;
+use redlease::{Error, Locker};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -25,7 +26,7 @@ async fn gate(port: u16) -> (u16, watch::Sender<bool>) {
                 let (mut requests, mut back) = client.into_split();
                 let (mut replies, mut forth) = server.into_split();
                 let incoming = async {
-                    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+                    use tokio::io::AsyncReadExt;
                     let mut buffer = [0; 4096];
                     while let Ok(length @ 1..) = requests.read(&mut buffer).await {
                         if let Some(is_closed) = &mut is_closed {
@@ -69,4 +70,21 @@ async fn p1_a_release_cut_short_is_not_followed_by_a_local_hand_over() {
     let guard = timeout(DEADLINE, next).await.unwrap().unwrap();
     guard.renew().await.unwrap();
     assert!(!guard.is_lost());
+}
+
+#[tokio::test]
+async fn p13_a_connection_that_breaks_while_it_is_opened_is_not_a_refusal() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            // The beginning of an answer to HELLO.
+            let _ = client.write_all(b"%7\r\n$6\r\nserver\r\n$5\r\nre").await;
+        }
+    });
+    let outcome = Locker::connect(format!("redis://127.0.0.1:{port}/")).await;
+    assert!(
+        matches!(outcome, Err(Error::Unavailable { .. })),
+        "{outcome:?}"
+    );
 }
