@@ -6,7 +6,6 @@
 //! once.
 
 use std::error::Error;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -114,7 +113,7 @@ pub fn run_all(only: &[String]) -> Result<(), Box<dyn Error>> {
 fn build(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let compiler = folder.join(format!("{COMPILER}{name}"));
     let _ = std::fs::remove_file(&compiler);
-    symlink(std::env::current_exe()?, &compiler)?;
+    std::fs::copy(std::env::current_exe()?, &compiler)?;
     let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
         .args(["build", "--quiet", "--release", "--example", "torture"])
         .arg("--target-dir")

@@ -212,6 +212,7 @@ impl Canvas {
 
     fn faults(&mut self, record: &Record) {
         let mut ends = [f64::MIN; 2];
+        let mut ends_in_lane = vec![[f64::MIN; 3]; self.lanes];
         for fault in &record.disturbances {
             let Some((from, until)) = self.span(fault.from, fault.until) else {
                 continue;
@@ -229,7 +230,11 @@ impl Canvas {
                         .min();
                     if first == Some(lane) {
                         let more = r##"font-size="10" fill="#aa2233""##;
-                        self.text(from + 2.0, y + 9.0, more, fault.name);
+                        let ends = &mut ends_in_lane[lane];
+                        let line = (0..3).find(|&line| ends[line] < from).unwrap_or(2);
+                        ends[line] = from + 75.0;
+                        let y = y + 9.0 + 10.0 * line as f64;
+                        self.text(from + 2.0, y, more, fault.name);
                     }
                 }
                 None => {
@@ -251,7 +256,7 @@ impl Canvas {
                 let y = self.lane(life.lane);
                 self.text(
                     x,
-                    y + 8.0,
+                    y + LANE,
                     r##"font-size="10" fill="#aa2233""##,
                     "restarted",
                 );

@@ -34,6 +34,12 @@ impl Outcome {
         if self.tally.lost_fenced > 0 {
             problems.push(format!("fencing: {} lost updates", self.tally.lost_fenced));
         }
+        for (error, count) in &self.errors {
+            // No fault here is one that somebody has to mend first.
+            if error.starts_with("refused") {
+                problems.push(format!("P13: {count} times {error}"));
+            }
+        }
         for key in &self.left {
             problems.push(format!("P10: {key} is left on the server"));
         }

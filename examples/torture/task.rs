@@ -86,6 +86,7 @@ async fn wait(worker: &Worker, lock: &Lock, random: &mut fastrand::Rng) -> Optio
         Err(error) => {
             let kind = match &error {
                 Error::Unavailable { .. } => "unavailable".to_owned(),
+                Error::Refused { source, .. } => format!("refused: {source}").replace('\n', " "),
                 _ => error.to_string().replace('\n', " "),
             };
             tell(&format!("error {kind}"));

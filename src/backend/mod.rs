@@ -227,10 +227,10 @@ pub(crate) struct Grant {
 impl Grant {
     /// P3: counted from the echoed stamp, never from the message's arrival.
     pub(crate) fn deadline(&self) -> Moment {
-        #[cfg(redlease_mutation = "grant_from_arrival")]
-        let from = crate::lease::clock::Clock::system().now();
-        #[cfg(not(redlease_mutation = "grant_from_arrival"))]
-        let from = self.stamp;
+        let from = match cfg!(redlease_mutation = "grant_from_arrival") {
+            true => crate::lease::clock::Clock::system().now(),
+            false => self.stamp,
+        };
         from + self.life.saturating_sub(margin(self.life))
     }
 }

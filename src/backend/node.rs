@@ -79,8 +79,10 @@ impl Node {
             }
             other => other?,
         };
-        #[cfg(redlease_mutation = "deadline_from_reply")]
-        let sent = self.clock.now();
+        let sent = match cfg!(redlease_mutation = "deadline_from_reply") {
+            true => self.clock.now(),
+            false => sent,
+        };
         Ok(Reply {
             connection,
             sent,
