@@ -16,7 +16,7 @@ use crate::workers::Workers;
 pub enum Class {
     /// Never.
     Safe,
-    /// By design: Redis forgets the key, or its clock steps. Fencing must hold all the same.
+    /// By design: Redis forgets the key. Fencing must hold all the same.
     Unsafe,
 }
 
@@ -60,7 +60,6 @@ faults! {
     "restart-empty" RestartEmpty Unsafe
     "evict" Evict Unsafe
     "promote" Promote Unsafe
-    "clock-step" ClockStep Unsafe
 }
 
 /// What the faults are done to.
@@ -70,8 +69,6 @@ pub struct Target {
     pub workers: Arc<Workers>,
     pub history: Arc<History>,
     pub folder: PathBuf,
-    /// The file that holds what is added to the server's clock, if that can be done.
-    pub clock: Option<PathBuf>,
 }
 
 type Outcome = Result<(), Box<dyn std::error::Error + Send + Sync>>;
@@ -259,18 +256,6 @@ impl Target {
                 self.calm(lanes);
             }
             Fault::Promote => self.promote(lanes, length).await?,
-            Fault::ClockStep => {
-                let Some(clock) = &self.clock else {
-                    return Err("clock-step needs libfaketime: apt-get install -y faketime".into());
-                };
-                self.hold(lanes);
-                let ahead: u64 = std::fs::read_to_string(clock)?
-                    .trim_matches(['+', 's', '\n'])
-                    .parse()?;
-                std::fs::write(clock, format!("+{}s", ahead + 2))?;
-                sleep(length).await;
-                self.calm(lanes);
-            }
         }
         Ok(())
     }
@@ -327,7 +312,7 @@ impl Target {
     async fn promote(&self, lanes: &[usize], length: Duration) -> Outcome {
         let mut master = self.server.lock().await;
         let folder = self.folder.join(format!("replica-{}", now()));
-        let replica = Server::start(folder, self.clock.clone())?;
+        let replica = Server::start(folder)?;
         let port = master.port.to_string();
         replica.command::<()>(&["REPLICAOF", "127.0.0.1", &port])?;
         for _ in 0..1000 {

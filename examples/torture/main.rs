@@ -29,7 +29,7 @@ mod worker;
 mod workers;
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,9 +116,7 @@ impl Plan {
                     plan.faults = match value.as_str() {
                         "none" => Vec::new(),
                         "mix" => of_class(Class::Safe).collect(),
-                        "unsafe" => of_class(Class::Unsafe)
-                            .filter(|&f| f != Fault::ClockStep || has_faketime())
-                            .collect(),
+                        "unsafe" => of_class(Class::Unsafe).collect(),
                         names => names
                             .split(',')
                             .map(|name| {
@@ -148,22 +146,13 @@ impl Plan {
     }
 }
 
-fn has_faketime() -> bool {
-    Path::new(server::FAKETIME).exists()
-}
-
 async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
-    let clock = (plan.faults.contains(&Fault::ClockStep) && has_faketime())
-        .then(|| folder.path().join("clock"));
-    if let Some(clock) = &clock {
-        std::fs::write(clock, "+0s")?;
-    }
     let history = Arc::new(History::default());
     let resource = Arc::new(Resource::default());
     let socket = folder.path().join("resource");
     resource.serve(tokio::net::UnixListener::bind(&socket)?, &history);
-    let server = Server::start(folder.path().join("server"), clock.clone())?;
+    let server = Server::start(folder.path().join("server"))?;
     let proxies = Proxies::start(WORKERS, server.port).await?;
     let observer = Observer::start(Arc::clone(&proxies.target));
     let ports: Vec<u16> = (0..WORKERS).map(|lane| proxies.port(lane)).collect();
@@ -174,7 +163,6 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
         workers: Arc::clone(&workers),
         history: Arc::clone(&history),
         folder: folder.path().to_owned(),
-        clock,
     };
     let from = now();
     let until = from + plan.seconds * 1000 * MS;

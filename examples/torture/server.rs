@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,22 +14,20 @@ pub struct Server {
     child: Child,
     pub port: u16,
     folder: PathBuf,
-    clock: Option<PathBuf>,
 }
 
 impl Server {
     /// Starts a server that writes each change to its log before it answers, so that a killed one
     /// comes back with all that it acknowledged.
-    pub fn start(folder: PathBuf, clock: Option<PathBuf>) -> io::Result<Self> {
+    pub fn start(folder: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         for _ in 0..5 {
             let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-            let child = spawn(port, &folder, clock.as_ref())?;
+            let child = spawn(port, &folder)?;
             let mut server = Self {
                 child,
                 port,
                 folder: folder.clone(),
-                clock: clock.clone(),
             };
             if server.comes_up()? {
                 return Ok(server);
@@ -53,7 +51,7 @@ impl Server {
 
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill();
-        self.child = spawn(self.port, &self.folder, self.clock.as_ref())?;
+        self.child = spawn(self.port, &self.folder)?;
         if self.comes_up()? {
             Ok(())
         } else {
@@ -106,16 +104,8 @@ pub fn signal_to(pid: u32, signal: Signal) {
     }
 }
 
-fn spawn(port: u16, folder: &PathBuf, clock: Option<&PathBuf>) -> io::Result<Child> {
-    let mut command = Command::new("redis-server");
-    if let Some(clock) = clock {
-        command
-            .env("LD_PRELOAD", FAKETIME)
-            .env("FAKETIME_TIMESTAMP_FILE", clock)
-            .env("FAKETIME_NO_CACHE", "1")
-            .env("DONT_FAKE_MONOTONIC", "1");
-    }
-    command
+fn spawn(port: u16, folder: &Path) -> io::Result<Child> {
+    Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
         .args(["--save", "", "--appendonly", "yes"])
         .args(["--appendfsync", "no", "--repl-diskless-sync-delay", "0"])
@@ -131,9 +121,6 @@ fn spawn(port: u16, folder: &PathBuf, clock: Option<&PathBuf>) -> io::Result<Chi
             _ => error,
         })
 }
-
-/// Debian's `libfaketime`, which the `faketime` package brings.
-pub const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 
 fn answers(port: u16) -> bool {
     let answer = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {

@@ -151,7 +151,7 @@ impl Section<'_> {
         // Mostly short; now and then up to three TTLs.
         let length = match random.u32(..1000) {
             0..925 => Duration::from_micros(random.u64(..4_000)),
-            925..991 => Duration::from_micros(random.u64(..60_000)),
+            925..995 => Duration::from_micros(random.u64(..60_000)),
             _ => ttl.mul_f64(3.0 * random.f64()),
         };
         self.ask(resource, "log", 0).await;
