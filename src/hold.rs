@@ -13,6 +13,8 @@
 //! * **H1** A claim has one lease at a time: the old one is off the roster when the new one is on.
 //! * **H2** Whoever holds the `Tenancy` gives the claim up; it exists once, and its end is either
 //!   a hand-over, a release, or the knowledge that there is nothing to release.
+//! * **H3** A question whether to keep the claim that was not answered may be carried out at any
+//!   later time, and pass the lock on. After one, the claim is only ever released.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -111,9 +113,8 @@ struct Tenancy {
     fence: u64,
     fences_end: u64,
     stretch_until: Moment,
-    /// Redis was asked to keep or pass on, and has not answered. That request may yet pass the
-    /// lock on, so nobody of this process may be given the lease (P1).
-    asked: bool,
+    /// H3: Redis was asked whether to keep the claim, and has not answered.
+    in_question: bool,
 }
 
 impl Hold {
@@ -156,7 +157,7 @@ impl Hold {
             fence: 0,
             fences_end: 0,
             stretch_until: now,
-            asked: false,
+            in_question: false,
         };
         tenancy.begin_stretch(won.fences);
         Self {
@@ -217,7 +218,7 @@ impl Hold {
                 }
             }
             Step::Keep => {
-                tenancy.asked = true;
+                tenancy.in_question = true;
                 // Without an answer, the release finds out how things stand.
                 if let Ok(kept) = tenancy.ask_to_keep().await
                     && let Some(released) = self.go_on(kept)
@@ -330,10 +331,10 @@ enum Step {
 
 impl Tenancy {
     fn begin_stretch(&mut self, fences: Fences) {
+        self.in_question = false;
         self.fence = fences.first;
         self.fences_end = fences.first + fences.count;
         self.stretch_until = self.context.engine.clock.now() + self.terms.handover_for;
-        self.asked = false;
         self.claim.note_reserved(fences);
     }
 
@@ -343,7 +344,7 @@ impl Tenancy {
         }
         let name = self.claim.key.name();
         let engine = &self.context.engine;
-        let goes_on = !self.asked
+        let goes_on = !self.in_question
             && self.terms.hands_over()
             && !lease.is_lost()
             && !lease.is_in_trouble()

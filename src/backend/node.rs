@@ -90,6 +90,10 @@ impl Node {
             }
             other => other?,
         };
+        let sent = match cfg!(redlease_mutation = "deadline_from_reply") {
+            true => self.clock.now(),
+            false => sent,
+        };
         Ok(Reply {
             connection,
             sent,

@@ -55,9 +55,13 @@ fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cm
 }
 
 macro_rules! scripts {
-    ($($name:ident = $($file:literal)+;)*) => {
-        $(pub(crate) static $name: LazyLock<Script> =
-            LazyLock::new(|| Script::new(concat!($(include_str!(concat!("../lua/", $file))),+)));)*
+    ($($name:ident = $($file:literal)+ $(, if $mutation:literal then $instead:literal)?;)*) => {
+        $(pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
+            $(if cfg!(redlease_mutation = $mutation) {
+                return Script::new($instead);
+            })?
+            Script::new(concat!($(include_str!(concat!("../lua/", $file))),+))
+        });)*
     };
 }
 
@@ -70,7 +74,9 @@ scripts! {
     KEEP = "queue.lua" "keep.lua";
     LEAVE = "queue.lua" "leave.lua";
     RAISE = "raise.lua";
-    RELEASE = "queue.lua" "release.lua";
-    RENEW = "renew.lua";
+    RELEASE = "queue.lua" "release.lua",
+        if "plain_del" then "return redis.call('DEL', KEYS[1])";
+    RENEW = "renew.lua",
+        if "renewal_creates" then "local own = redis.call('GET', KEYS[1]) or redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) and ARGV[1] if own == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 end return 0";
     RESTORE = "restore.lua";
 }

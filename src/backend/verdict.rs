@@ -21,6 +21,8 @@ pub(crate) enum Verdict {
 impl Verdict {
     pub(crate) fn on_opening(error: &RedisError) -> Self {
         match error.kind() {
+            // A reply that was cut off in the middle: the connection broke (P13).
+            ErrorKind::Parse if mentions(error, "end of input") => Self::Reopen,
             // Not a Redis server: what it said made no sense.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Permanent,
             ErrorKind::AuthenticationFailed if mentions(error, "LOADING") => Self::Retry,

@@ -1,0 +1,134 @@
+//! What is in the keys, as seen from beside the faults: over a connection that passes no proxy.
+
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::history::{MS, TTLS, key, now};
+use crate::server::connect;
+
+const EVERY: Duration = Duration::from_millis(4);
+
+/// Looks in a row that found the same value in a key.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The value; `None`: no such key.
+    pub value: Option<String>,
+    /// Before and after the first look.
+    pub first: (u64, u64),
+    /// Before the last look.
+    pub last: u64,
+    /// The latest that the key can expire, by the last look.
+    pub expires: u64,
+    /// The look before the first one saw another value, and was answered.
+    pub is_change: bool,
+}
+
+pub struct Observer {
+    runs: Arc<Mutex<Vec<Vec<Run>>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Observer {
+    pub fn start(port: Arc<AtomicU16>) -> Self {
+        let runs = Arc::new(Mutex::new(vec![Vec::new(); TTLS.len()]));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (all, stopped) = (Arc::clone(&runs), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let mut connection = None;
+            let mut connected_to = 0;
+            let mut is_blind = true;
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(EVERY);
+                let target = port.load(Ordering::SeqCst);
+                if connected_to != target {
+                    connection = None;
+                }
+                if connection.is_none() {
+                    connected_to = target;
+                    connection = connect(target).ok();
+                }
+                let before = now();
+                let seen = connection.as_mut().and_then(|c| look(c).ok());
+                let after = now();
+                match (seen, all.lock()) {
+                    (Some(seen), Ok(mut runs)) => {
+                        for (runs, (value, ttl)) in runs.iter_mut().zip(seen) {
+                            enter(runs, value, ttl, (before, after), is_blind);
+                        }
+                        is_blind = false;
+                    }
+                    _ => {
+                        is_blind = true;
+                        connection = None;
+                    }
+                }
+            }
+        });
+        Self {
+            runs,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends the observation; the runs of each key.
+    pub fn finish(mut self) -> Vec<Vec<Run>> {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.runs
+            .lock()
+            .map(|runs| runs.clone())
+            .unwrap_or_default()
+    }
+}
+
+type Seen = (Option<Vec<u8>>, i64);
+
+fn look(connection: &mut redis::Connection) -> redis::RedisResult<Vec<Seen>> {
+    let mut pipe = redis::pipe();
+    pipe.atomic();
+    for index in 0..TTLS.len() {
+        pipe.cmd("GET").arg(key(index));
+        pipe.cmd("PTTL").arg(key(index));
+    }
+    let answers: Vec<redis::Value> = pipe.query(connection)?;
+    let mut seen = Vec::new();
+    for pair in answers.chunks_exact(2) {
+        seen.push((
+            redis::from_redis_value(pair[0].clone())?,
+            redis::from_redis_value(pair[1].clone())?,
+        ));
+    }
+    Ok(seen)
+}
+
+fn enter(
+    runs: &mut Vec<Run>,
+    value: Option<Vec<u8>>,
+    ttl: i64,
+    (before, after): (u64, u64),
+    was_blind: bool,
+) {
+    let value = value.map(|value| String::from_utf8_lossy(&value).into_owned());
+    let expires = after + (ttl.max(0) as u64 + 1) * MS;
+    if let Some(run) = runs.last_mut()
+        && run.value == value
+        && !was_blind
+    {
+        run.last = before;
+        run.expires = expires;
+        return;
+    }
+    runs.push(Run {
+        value,
+        first: (before, after),
+        last: before,
+        expires,
+        is_change: !was_blind,
+    });
+}

@@ -1,0 +1,134 @@
+//! A redis-server of the run's own: on a free loopback port, in a folder of its own, ended by pid.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const START: Duration = Duration::from_secs(20);
+
+pub struct Server {
+    child: Child,
+    pub port: u16,
+    folder: PathBuf,
+}
+
+impl Server {
+    /// Starts a server that writes each change to its log before it answers, so that a killed one
+    /// comes back with all that it acknowledged.
+    pub fn start(folder: PathBuf) -> io::Result<Self> {
+        std::fs::create_dir_all(&folder)?;
+        for _ in 0..5 {
+            let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+            let child = spawn(port, &folder)?;
+            let mut server = Self {
+                child,
+                port,
+                folder: folder.clone(),
+            };
+            if server.comes_up()? {
+                return Ok(server);
+            }
+        }
+        Err(io::Error::other("redis-server does not start"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        signal_to(self.child.id(), signal);
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn forget_data(&self) {
+        let _ = std::fs::remove_dir_all(self.folder.join("appendonlydir"));
+    }
+
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill();
+        self.child = spawn(self.port, &self.folder)?;
+        if self.comes_up()? {
+            Ok(())
+        } else {
+            Err(io::Error::other("redis-server does not come back"))
+        }
+    }
+
+    pub fn connect(&self) -> redis::RedisResult<redis::Connection> {
+        connect(self.port)
+    }
+
+    pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
+        let mut command = redis::Cmd::new();
+        for word in words {
+            command.arg(*word);
+        }
+        command.query(&mut self.connect()?)
+    }
+
+    fn comes_up(&mut self) -> io::Result<bool> {
+        let until = Instant::now() + START;
+        while Instant::now() < until && self.child.try_wait()?.is_none() {
+            if answers(self.port) {
+                return Ok(self.child.try_wait()?.is_none());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.kill();
+        Ok(false)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
+    let second = Duration::from_secs(1);
+    let client = redis::Client::open(format!("redis://127.0.0.1:{port}/"))?;
+    let connection = client.get_connection_with_timeout(second)?;
+    connection.set_read_timeout(Some(second))?;
+    Ok(connection)
+}
+
+pub fn signal_to(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+fn spawn(port: u16, folder: &Path) -> io::Result<Child> {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+        .args(["--save", "", "--appendonly", "yes"])
+        .args(["--appendfsync", "no", "--repl-diskless-sync-delay", "0"])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other(
+                "redis-server is not on the PATH; install it: apt-get install -y redis-server",
+            ),
+            _ => error,
+        })
+}
+
+fn answers(port: u16) -> bool {
+    let answer = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut reply = [0; 16];
+        let length = stream.read(&mut reply)?;
+        Ok(reply[..length].starts_with(b"+PONG"))
+    });
+    answer.unwrap_or(false)
+}

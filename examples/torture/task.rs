@@ -1,0 +1,204 @@
+//! What a task does, over and over: wait for a lock in one of several ways, hold it for a while,
+//! write under it, and give it up in one of several ways.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redlease::{Error, Lock, LockGuard};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
+
+use crate::history::{TTLS, key, now};
+use crate::worker::{Slot, Worker, tell};
+
+pub async fn run(worker: Arc<Worker>, index: usize) {
+    let arguments = &worker.arguments;
+    let seed = arguments.seed ^ ((arguments.lane * 64 + index) as u64) << 32;
+    let mut random = fastrand::Rng::with_seed(seed ^ arguments.life as u64);
+    let Ok(mut resource) = Resource::connect(&arguments.resource).await else {
+        return;
+    };
+    while !worker.stop.is_cancelled() {
+        let number = worker.next_number();
+        let chosen = random.usize(..TTLS.len());
+        let ttl = Duration::from_millis(TTLS[chosen]);
+        let lock = worker.locker.lock(key(chosen)).ttl(ttl);
+        // One that will be forgotten must end by itself.
+        let is_forgotten = random.u32(..400) == 0;
+        let lock = match is_forgotten {
+            true => lock.max_hold(ttl),
+            false => lock,
+        };
+        tell(&format!("call {number} {chosen} {}", now()));
+        let guard = if random.u32(..200) == 0 {
+            on_a_runtime_of_its_own(lock).await
+        } else {
+            wait(&worker, &lock, &mut random).await
+        };
+        let Some(guard) = guard else {
+            tell(&format!("none {number} {}", now()));
+            continue;
+        };
+        let slot = worker.observe(number, guard);
+        let section = Section {
+            worker: &worker,
+            slot: &slot,
+            number,
+            key: chosen,
+        };
+        section.work(&mut resource, &mut random, ttl).await;
+        if is_forgotten {
+            std::mem::forget(worker.take(&slot, "forgotten"));
+        } else {
+            give_up(&worker, &slot, &mut random).await;
+        }
+        sleep(Duration::from_micros(random.u64(..8_000))).await;
+    }
+}
+
+async fn wait(worker: &Worker, lock: &Lock, random: &mut fastrand::Rng) -> Option<LockGuard> {
+    let millis = Duration::from_millis;
+    let attempt = async {
+        let limit = Duration::from_micros(random.u64(..300_000));
+        match random.u32(..100) {
+            0..55 => lock.lock().await.map(Some),
+            55..75 => lock.try_lock_for(limit).await,
+            75..85 => {
+                let answer = lock.try_lock().await;
+                if matches!(answer, Ok(None)) {
+                    sleep(millis(2)).await;
+                }
+                answer
+            }
+            // Cancelled in the middle: early, when a request is under way, or later.
+            85..95 => Ok(timeout(limit / 100, lock.lock()).await.ok().transpose()?),
+            _ => Ok(timeout(limit, lock.lock()).await.ok().transpose()?),
+        }
+    };
+    let answer = tokio::select! {
+        answer = attempt => answer,
+        () = worker.stop.cancelled() => Ok(None),
+    };
+    match answer {
+        Ok(guard) => guard,
+        Err(error) => {
+            let kind = match &error {
+                Error::Unavailable { .. } => "unavailable".to_owned(),
+                Error::Refused { source, .. } => format!("refused: {source}").replace('\n', " "),
+                _ => error.to_string().replace('\n', " "),
+            };
+            tell(&format!("error {kind}"));
+            sleep(millis(20)).await;
+            None
+        }
+    }
+}
+
+/// Acquires on a runtime that is shut down while the guard lives.
+async fn on_a_runtime_of_its_own(lock: Lock) -> Option<LockGuard> {
+    let work = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .ok()?;
+        let limit = Duration::from_millis(200);
+        runtime.block_on(lock.try_lock_for(limit)).ok().flatten()
+    };
+    tokio::task::spawn_blocking(work).await.ok().flatten()
+}
+
+async fn give_up(worker: &Arc<Worker>, slot: &Arc<Slot>, random: &mut fastrand::Rng) {
+    match random.u32(..3000) {
+        0 => {
+            tell("error a worker aborts, as it is meant to");
+            std::process::abort();
+        }
+        1..1200 => {
+            if let Some(guard) = worker.take(slot, "released") {
+                let _ = guard.release().await;
+            }
+        }
+        1200..1500 => {
+            if let Some(guard) = worker.take(slot, "release-cut-short") {
+                let limit = Duration::from_micros(random.u64(..3_000));
+                let _ = timeout(limit, guard.release()).await;
+            }
+        }
+        1500..1600 => {
+            let guard = worker.take(slot, "panicked");
+            let task = tokio::spawn(async move {
+                let _guard = guard;
+                std::panic::resume_unwind(Box::new("as it is meant to"));
+            });
+            let _ = task.await;
+        }
+        _ => drop(worker.take(slot, "dropped")),
+    }
+}
+
+/// The time under a lock.
+struct Section<'a> {
+    worker: &'a Worker,
+    slot: &'a Slot,
+    number: u64,
+    key: usize,
+}
+
+impl Section<'_> {
+    async fn work(&self, resource: &mut Resource, random: &mut fastrand::Rng, ttl: Duration) {
+        // Mostly short; now and then up to three TTLs.
+        let length = match random.u32(..1000) {
+            0..925 => Duration::from_micros(random.u64(..4_000)),
+            925..995 => Duration::from_micros(random.u64(..60_000)),
+            _ => ttl.mul_f64(3.0 * random.f64()),
+        };
+        self.ask(resource, "log", 0).await;
+        let unfenced = self.ask(resource, "read-unfenced", 0).await;
+        let fenced = self.ask(resource, "read", 0).await;
+        tokio::select! {
+            () = sleep(length) => {}
+            () = self.worker.stop.cancelled() => {}
+        }
+        if let Some(value) = fenced {
+            // A careless holder: it does not ask whether it is lost. The token stops it.
+            self.ask(resource, "write", value + 1).await;
+        }
+        if let Some(value) = unfenced
+            && self.slot.is_held()
+        {
+            self.ask(resource, "write-unfenced", value + 1).await;
+        }
+        self.ask(resource, "log", 0).await;
+    }
+
+    async fn ask(&self, resource: &mut Resource, verb: &str, value: u64) -> Option<u64> {
+        let arguments = &self.worker.arguments;
+        let Self { key, number, .. } = self;
+        let token = self.slot.token;
+        let (lane, life) = (arguments.lane, arguments.life);
+        let line = format!("{verb} {key} {token} {value} {lane} {life} {number}\n");
+        resource.ask(&line).await
+    }
+}
+
+struct Resource {
+    lines: tokio::io::Lines<BufReader<tokio::net::unix::OwnedReadHalf>>,
+    writer: tokio::net::unix::OwnedWriteHalf,
+}
+
+impl Resource {
+    async fn connect(path: &Path) -> std::io::Result<Self> {
+        let (reader, writer) = UnixStream::connect(path).await?.into_split();
+        Ok(Self {
+            lines: BufReader::new(reader).lines(),
+            writer,
+        })
+    }
+
+    async fn ask(&mut self, line: &str) -> Option<u64> {
+        self.writer.write_all(line.as_bytes()).await.ok()?;
+        self.lines.next_line().await.ok()??.parse().ok()
+    }
+}
