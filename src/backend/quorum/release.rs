@@ -20,6 +20,8 @@ impl Quorum {
     ) -> Result<Freed, Fault> {
         let stake = self.stake(claim);
         stake.end();
+        // Every server is told now: that leaves nothing to a clean-up.
+        stake.take_touched();
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
             round.ask(member, seat.free(claim, Arc::clone(stake), member, within));
