@@ -242,12 +242,15 @@ impl Checker<'_> {
             if reason != "expired" {
                 continue;
             }
-            let left = run.expires as i64 - guard.held as i64;
-            let least = self.findings.least_margin.unwrap_or(left).min(left);
-            self.findings.least_margin = Some(least);
-            if left < -(MS as i64) {
-                let late = -left / MS as i64;
-                self.violation(format!("P3: key {key}: is_lost was {late} ms late"));
+            // A process may be paused between getting its guard and the first question.
+            if let Some((_, held)) = claim.certain() {
+                let left = run.expires as i64 - held as i64;
+                let least = self.findings.least_margin.unwrap_or(left).min(left);
+                self.findings.least_margin = Some(least);
+                if left < -(MS as i64) {
+                    let late = -left / MS as i64;
+                    self.violation(format!("P3: key {key}: is_lost was {late} ms late"));
+                }
             }
             self.findings.false_losses += usize::from(run.last > lost + margin);
             if let Some(fired) = guard.fired {
