@@ -31,7 +31,10 @@ async fn every_pattern_of_dead_servers(count: usize) {
         let dead = |index: usize| pattern & (1 << index) != 0;
         let works = pattern.count_ones() as usize <= count / 2;
         let locker = connect(servers.urls()).await;
-        let held = locker.lock(unique_key()).lock().await.unwrap();
+        let key = unique_key();
+        let held = locker.lock(&key).lock().await.unwrap();
+        // All are connected then, so that the patterns alone decide.
+        eventually("the key is everywhere", || servers.with_key(&key) == count).await;
         for (index, server) in servers.0.iter_mut().enumerate() {
             if dead(index) {
                 server.kill();

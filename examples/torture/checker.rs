@@ -224,8 +224,12 @@ impl Checker<'_> {
                     run.last / MS
                 ));
             }
+            // A waiter that misses its grant until it has expired may be granted again.
+            let is_last = !runs[index + 1..]
+                .iter()
+                .any(|later| later.value == run.value);
             let is_final = runs.get(index + 1).is_some_and(|next| next.is_change);
-            if is_final {
+            if is_last && is_final {
                 self.lateness(key, value, run);
             }
         }
