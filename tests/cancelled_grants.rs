@@ -7,10 +7,11 @@ mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::*;
 use redlease::LockGuard;
+use tokio::task::JoinHandle;
 use waiters::*;
 
 fn rounds() -> usize {
@@ -25,8 +26,22 @@ fn rounds() -> usize {
     })
 }
 
-/// Far less than the lock or a place in the queue would live by itself.
+/// Less than the lock or a place in the queue would live by itself.
 const NEXT_IN_LINE: Duration = Duration::from_secs(2);
+/// So many rounds may take longer: the machine may be busy. A leak would happen time and again.
+const SLOW_ROUNDS: usize = 3;
+
+/// The next one's guard; counts the rounds in which it took too long.
+async fn next_in_line(next: JoinHandle<LockGuard>, round: usize, slow: &mut usize) -> LockGuard {
+    let start = Instant::now();
+    let guard = done(next).await;
+    assert!(!guard.is_lost());
+    if start.elapsed() > NEXT_IN_LINE {
+        *slow += 1;
+        assert!(*slow <= SLOW_ROUNDS, "{slow} slow rounds until {round}");
+    }
+    guard
+}
 
 /// When the waiter is cancelled: from long before its grant to after it, in small steps.
 fn moment(round: usize) -> Duration {
@@ -43,7 +58,8 @@ async fn p10_p11_the_next_process_gets_what_a_cancelled_waiter_was_granted() {
     ];
     let key = unique_key();
     let lock = |number: usize| lockers[number % 3].lock(&key).ttl(TTL);
-    let mut holder: LockGuard = lock(0).lock().await.unwrap();
+    let mut holder = lock(0).lock().await.unwrap();
+    let mut slow = 0;
     for round in 0..rounds() {
         let cancelled = wait_for(&lock(2 * round + 1));
         // In every other round the cancelled one is surely in the queue.
@@ -57,9 +73,7 @@ async fn p10_p11_the_next_process_gets_what_a_cancelled_waiter_was_granted() {
         done(release).await.unwrap();
         // It may have had the lock before it was cancelled; then it dropped it.
         drop(cancelled.await);
-        let what = format!("the next in line of round {round}");
-        holder = within(NEXT_IN_LINE, &what, next).await.unwrap();
-        assert!(!holder.is_lost());
+        holder = next_in_line(next, round, &mut slow).await;
     }
     holder.release().await.unwrap();
     assert_eq!(until_only_fences_are_left(&server).await, 1);
@@ -72,6 +86,7 @@ async fn p10_p11_the_next_of_the_process_gets_what_a_cancelled_waiter_was_handed
     let key = unique_key();
     let lock = here.lock(&key).ttl(TTL);
     let mut holder = lock.lock().await.unwrap();
+    let mut slow = 0;
     for round in 0..rounds() {
         let cancelled = wait_for(&lock);
         let foreign = (round % 5 == 0).then(|| wait_for(&there.lock(&key).ttl(TTL)));
@@ -86,9 +101,7 @@ async fn p10_p11_the_next_of_the_process_gets_what_a_cancelled_waiter_was_handed
             // Before or behind the next of this process, as it happened to arrive.
             tokio::spawn(async move { drop(done(foreign).await) });
         }
-        let what = format!("the next in line of round {round}");
-        holder = within(NEXT_IN_LINE, &what, next).await.unwrap();
-        assert!(!holder.is_lost());
+        holder = next_in_line(next, round, &mut slow).await;
     }
     holder.release().await.unwrap();
     assert_eq!(until_only_fences_are_left(&server).await, 1);

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// Longer than anything takes on a slow machine: reaching it is a failure.
 pub const DEADLINE: Duration = Duration::from_secs(30);
@@ -97,11 +97,11 @@ impl Server {
 
     /// Stops the server's process in its tracks until [`Self::thaw`].
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        freeze(&self.child);
     }
 
     pub fn thaw(&self) {
-        self.signal(Signal::CONT);
+        thaw(&self.child);
     }
 
     /// Kills the server; what it saved stays in its folder.
@@ -122,11 +122,23 @@ impl Server {
         }
         panic!("the redis-server did not come back");
     }
+}
 
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a pid"), signal).expect("our own child");
-    }
+fn pid(child: &Child) -> Pid {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    pid.expect("a pid")
+}
+
+/// Stops a process; none of its threads runs any more when this returns.
+pub fn freeze(child: &Child) {
+    kill_process(pid(child), Signal::STOP).expect("our own child");
+    let stopped = waitpid(Some(pid(child)), WaitOptions::UNTRACED);
+    let (_, status) = stopped.expect("our own child").expect("it was waited for");
+    assert!(status.stopped(), "{status:?}");
+}
+
+pub fn thaw(child: &Child) {
+    kill_process(pid(child), Signal::CONT).expect("our own child");
 }
 
 impl Drop for Server {
