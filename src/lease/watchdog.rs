@@ -385,6 +385,22 @@ mod tests {
     }
 
     #[test]
+    fn p4_a_change_told_while_two_questions_are_under_way_is_asked_about() {
+        let mut f = Fixture::new();
+        let (id, lease) = f.watch(Some(EVERY));
+        f.clock.advance(EVERY);
+        assert_eq!(f.due().len(), 1);
+        let now = f.clock.now();
+        f.roster.changed(None, None, now);
+        for asked_by_driver in [false, true] {
+            let deadline = lease.deadline();
+            let ear = Ear::Caller;
+            f.roster.renewed(id, deadline, ear, asked_by_driver, now);
+        }
+        assert_eq!(f.due().len(), 1, "neither answer may be newer");
+    }
+
+    #[test]
     fn a_closed_roster_takes_no_lease() {
         let mut f = Fixture::new();
         let (_, lease) = f.watch(Some(EVERY));
