@@ -135,7 +135,8 @@ impl Lock {
     /// Sets how long an acquire puts up with a Redis that cannot be reached or does not answer,
     /// before it fails with [`Error::Unavailable`].
     ///
-    /// It counts from the last answer. Defaults to 10 seconds.
+    /// It counts from the last answer, also for those who wait behind another of this process: each
+    /// hears of the outage when his own time is over. Defaults to 10 seconds.
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.options.give_up_after = limit;
         self
