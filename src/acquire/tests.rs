@@ -12,6 +12,7 @@ use crate::lease::clock::Clock;
 use crate::lost::LostReason;
 use crate::options::Options;
 use crate::owner::Owner;
+use crate::released::Released;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(5);
@@ -288,6 +289,15 @@ async fn p10_a_doubt_outlasts_a_guard_that_was_lost() {
     drop(hold);
     f.settled().await;
     assert_eq!(f.store.doubts(), 0, "nobody undoes the first request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_whose_answer_was_lost_did_free_the_lock() {
+    let f = Fixture::new();
+    let hold = f.acquire(Patience::None).await.unwrap().expect("a hold");
+    f.store.next([Trouble::LoseAnswer]);
+    assert_eq!(hold.release().await.unwrap(), Released::Freed);
+    assert_eq!(f.store.releases(), 2);
 }
 
 #[tokio::test(start_paused = true)]
