@@ -9,8 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 use crate::handle::Handle;
-use crate::hold::{Hold, Released};
+use crate::hold::Hold;
 use crate::lost::{Lost, LostReason};
+use crate::released::Released;
 
 /// A lock that is held. Dropping it releases the lock.
 ///

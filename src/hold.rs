@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::acquire::queue::Queues;
-use crate::backend::{Answer, Claim, Fences, Freed, Kept, Renewal};
+use crate::backend::{Answer, Claim, Fences, Kept, Renewal};
 use crate::backoff::Backoff;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -33,6 +33,7 @@ use crate::lease::release::Token;
 use crate::lease::watch::Watch;
 use crate::lost::LostReason;
 use crate::options::Terms;
+use crate::released::Released;
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(100);
@@ -52,6 +53,12 @@ impl Context {
         self.engine.closing.cancel();
         self.queues.close();
         self.engine.driver.take_over_cleanups();
+        // Those who wait in Redis may not be polled in time to leave for themselves.
+        if self.engine.backend.queue().is_some() {
+            for claim in self.engine.wakeups.waiting() {
+                self.engine.driver.leave(claim);
+            }
+        }
         for watch in self.engine.driver.lose_all() {
             self.engine.driver.release(watch.claim, None);
         }
@@ -72,16 +79,6 @@ impl Vacate for Queues<Hold> {
     fn vacate(self: Arc<Self>, key: &Arc<str>, turn: u64) {
         Queues::vacate(&self, key, turn);
     }
-}
-
-/// What became of a release that was waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Released {
-    /// The key was no longer ours when the release arrived: the lease had been lost before.
-    AlreadyLost,
-    /// The key was ours until now. It is free, or the next waiter has it.
-    Freed,
 }
 
 /// How a claim was won.
@@ -246,17 +243,18 @@ impl Hold {
         let within = engine.settings.command_timeout;
         let until = engine.clock.now() + claim.ttl.min(within);
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+        // A question that was not answered may have passed the lock on (H3).
+        let mut was_tried = tenancy.in_question;
         loop {
             let fault = match engine.backend.release(&claim, within).await {
                 Ok(freed) => {
                     self.end();
-                    return Ok(match freed {
-                        Freed::Freed => Released::Freed,
-                        Freed::NotOurs => Released::AlreadyLost,
-                    });
+                    let is_lost = self.lease.is_lost();
+                    return Ok(Released::from_answer(freed, was_tried, is_lost));
                 }
                 Err(fault) => fault,
             };
+            was_tried = true;
             if fault.permanent || engine.clock.now() >= until {
                 // Dropping `self` leaves further tries to the driver.
                 return Err(fault.about(Some(claim.key.name())));

@@ -6,8 +6,9 @@ use std::sync::Arc;
 ///
 /// A cluster hashes the text between the first `{` and the next `}` if there is any, else the
 /// whole key. So `invoice:42` has its neighbours under `{invoice:42}`, and `a{b}c`, which carries
-/// a tag of its own, keeps it. The two forms end differently, so that no two locks ever share a
-/// neighbour.
+/// a tag of its own, keeps it. A key with a `}` and no tag cannot become one: its neighbours are
+/// under the first number that hashes to its slot. The forms begin or end differently, so that no
+/// two locks ever share a neighbour.
 #[derive(Debug)]
 pub(crate) struct Key {
     name: Arc<str>,
@@ -60,9 +61,33 @@ fn beside(name: &str, what: &str) -> String {
         .is_some_and(|open| name[open + 1..].find('}').is_some_and(|length| length > 0));
     if has_tag {
         format!("{name}:{{{what}}}")
+    } else if name.contains('}') {
+        format!("{{{}}}{name}:{what}", number_in_slot_of(name))
     } else {
         format!("{{{name}}}:{what}")
     }
+}
+
+/// The first number that a cluster hashes as it does the whole of `name`.
+fn number_in_slot_of(name: &str) -> u32 {
+    let slot = slot(name);
+    let found = (0..).find(|number: &u32| self::slot(&number.to_string()) == slot);
+    found.unwrap_or_default()
+}
+
+/// The slot of a text in a cluster: CRC16 as XMODEM has it, modulo the number of slots.
+fn slot(text: &str) -> u16 {
+    let crc = text.bytes().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
+            let shifted = crc << 1;
+            if crc & 0x8000 == 0 {
+                shifted
+            } else {
+                shifted ^ 0x1021
+            }
+        })
+    });
+    crc % 16_384
 }
 
 #[cfg(test)]
@@ -81,7 +106,17 @@ mod tests {
     #[test]
     fn a_key_with_a_tag_keeps_it() {
         assert_eq!(fence("a{b}c"), "a{b}c:{fence}");
-        assert_eq!(fence("{}x"), "{{}x}:fence");
+    }
+
+    #[test]
+    fn a_key_with_a_brace_and_no_tag_has_its_neighbours_in_its_slot() {
+        assert_eq!(slot("123456789"), 0x31c3 % 16_384);
+        for name in ["{}x", "a}b", "}", "a{}b}"] {
+            let fence = fence(name);
+            let (tag, rest) = fence[1..].split_once('}').unwrap();
+            assert_eq!(slot(tag), slot(name), "{fence}");
+            assert_eq!(rest, format!("{name}:fence"));
+        }
     }
 
     #[test]

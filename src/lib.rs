@@ -190,16 +190,17 @@ mod locker;
 mod lost;
 mod options;
 mod owner;
+mod released;
 mod topology;
 
 pub use error::Error;
 pub use fault::Cause;
 pub use guard::LockGuard;
-pub use hold::Released;
 pub use lock::Lock;
 pub use locker::{Builder, Locker};
 pub use lost::{Lost, LostReason};
 pub use owner::Holder;
+pub use released::Released;
 pub use tokio_util::sync::CancellationToken;
 
 /// The README's code, compiled.

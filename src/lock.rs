@@ -12,10 +12,11 @@ use crate::error::Error;
 use crate::fault::Fault;
 use crate::guard::LockGuard;
 use crate::handle::Handle;
-use crate::hold::{Hold, Released};
+use crate::hold::Hold;
 use crate::key::Key;
 use crate::options::{Options, Terms, check_wait};
 use crate::owner::Holder;
+use crate::released::Released;
 
 /// A handle on the lock of one key. Making one does no I/O; clones are cheap.
 ///
@@ -135,7 +136,8 @@ impl Lock {
     /// Sets how long an acquire puts up with a Redis that cannot be reached or does not answer,
     /// before it fails with [`Error::Unavailable`].
     ///
-    /// It counts from the last answer. Defaults to 10 seconds.
+    /// It counts from the last answer, also for those who wait behind another of this process: each
+    /// hears of the outage when his own time is over. Defaults to 10 seconds.
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.options.give_up_after = limit;
         self
@@ -151,7 +153,8 @@ impl Lock {
     /// # Cancel safety
     ///
     /// A cancelled call loses its place in the queue, and leaves no key behind: a request that was
-    /// under way is undone in the background.
+    /// under way is undone in the background. One that is neither polled nor dropped keeps its
+    /// place, and what it was handed there: those behind it wait for it.
     ///
     /// # Errors
     ///
@@ -185,7 +188,8 @@ impl Lock {
 
     /// Tries once to acquire the lock; `None` if somebody else has it.
     ///
-    /// Answers without I/O if this process holds the key or waits for it. A Redis that does not
+    /// Answers without I/O if this process holds the key, waits for it, or is about to release it
+    /// in the background. A Redis that does not
     /// answer is asked again for [`give_up_after`](Self::give_up_after).
     ///
     /// # Cancel safety

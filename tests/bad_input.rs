@@ -8,8 +8,8 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use common::proxy::Proxy;
-use common::{DEADLINE, Server, unique_key};
-use redlease::{Error, Lock, Locker, blocking};
+use common::{DEADLINE, Server, eventually, unique_key};
+use redlease::{Error, Lock, Locker, Released, blocking};
 use tokio::time::timeout;
 
 async fn locker(server: &Server) -> Locker {
@@ -241,6 +241,57 @@ async fn a_key_that_holds_a_hash_is_refused_and_stays() {
     assert_eq!(server.command::<i64>(&["DBSIZE"]), 1);
     assert!(lock.force_release().await.unwrap());
     assert!(lock.try_lock().await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_others_put_beside_a_key_does_not_keep_its_holder_from_letting_go() {
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let beside = |key: &str, what: &str| format!("{{{key}}}:{what}");
+    for (kind, queue, waiters) in [
+        ("a queue of another type", "LPUSH %q x", ""),
+        ("records of another type", "ZADD %q 1 x", "LPUSH %w x"),
+        ("a record of another form", "ZADD %q 1 x", "HSET %w x y"),
+    ] {
+        for handover in [Duration::ZERO, Duration::from_nanos(1)] {
+            let lock = locker.lock(unique_key()).handover_for(handover);
+            let guard = lock.lock().await.unwrap();
+            // Who waits in this process has the end of the stretch ask who else does.
+            let behind = lock.clone();
+            let behind = tokio::spawn(async move { behind.lock().await.unwrap() });
+            tokio::task::yield_now().await;
+            for words in [queue, waiters].iter().filter(|words| !words.is_empty()) {
+                let words = words.replace("%q", &beside(lock.key(), "lock-queue"));
+                let words = words.replace("%w", &beside(lock.key(), "lock-waiters"));
+                let words: Vec<&str> = words.split(' ').collect();
+                server.command::<i64>(&words);
+            }
+            let value = guard.value().to_owned();
+            let released = guard.release().await;
+            assert_eq!(released.unwrap(), Released::Freed, "{kind}");
+            let heir = timeout(DEADLINE, behind).await.unwrap().unwrap();
+            assert_eq!(heir.value() == value, !handover.is_zero(), "{kind}");
+            assert_eq!(heir.release().await.unwrap(), Released::Freed, "{kind}");
+            assert!(!server.exists(lock.key()), "{kind}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn any_key_has_its_neighbours_in_its_cluster_slot() {
+    let server = Server::with(&["--cluster-enabled", "yes"]);
+    server.command::<()>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    eventually("the cluster is up", || {
+        let info: String = server.command(&["CLUSTER", "INFO"]);
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let locker = locker(&server).await;
+    for key in ["plain", "a{b}c", "a}b", "{}x", "{}x{y}", "}", "{a", "{{a}}"] {
+        let guard = locker.lock(key).try_lock().await.unwrap();
+        let released = guard.expect("it is free").release().await;
+        assert_eq!(released.unwrap(), Released::Freed, "{key}");
+    }
 }
 
 /// A server that takes connections and never says anything.

@@ -237,6 +237,22 @@ async fn close_fails_waiters_releases_guards_and_waits_for_it() {
     locker.close(DEADLINE).await.expect("twice is harmless");
 }
 
+#[tokio::test]
+async fn close_takes_waiters_off_the_queue_in_redis() {
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let key = unique_key();
+    server.command::<()>(&["SET", &key, "theirs"]);
+    let waiting = locker.lock(&key).ttl(TTL);
+    let waiter = tokio::spawn(async move { waiting.lock().await });
+    let queue = format!("{{{key}}}:lock-queue");
+    eventually("it waits", || server.exists(&queue)).await;
+    locker.close(DEADLINE).await.expect("confirmed");
+    assert!(!server.exists(&queue), "a grant would go to nobody");
+    let end = timeout(DEADLINE, waiter).await.unwrap().unwrap();
+    assert!(matches!(end, Err(redlease::Error::Closed { .. })));
+}
+
 /// Where the child finds its server, and what it is to do.
 const URL: &str = "REDLEASE_TEST_URL";
 const PART: &str = "REDLEASE_TEST_PART";

@@ -71,9 +71,10 @@ pub(crate) async fn acquire(
         None => Ok(None),
         Some(Called::Lease(hold)) => Ok(Some(hold)),
         Some(Called::Turn(turn)) => {
-            let contender = Contender::new(context, key, terms);
-            contender.contend(turn, patience).await
+            let contender = Contender::new(context, key, terms, turn);
+            contender.contend(patience).await
         }
+        Some(Called::Outage(fault)) => Err(fault.about(Some(key.name()))),
     }
 }
 
@@ -89,8 +90,13 @@ async fn called(
         Patience::None => context.queues.try_enter(name, terms),
         _ => Some(context.queues.enter(name, terms)),
     };
+    // Whether somebody else has the lock nobody knows while the store is silent (P13).
+    let taken = || match context.queues.outage(name) {
+        Some(fault) => Err(fault.about(Some(name))),
+        None => Ok(None),
+    };
     let mut place = match arrival {
-        None => return Ok(None),
+        None => return taken(),
         Some(Arrival::First(turn)) => return Ok(Some(Called::Turn(turn))),
         Some(Arrival::Closed) => return Err(Error::closed(name)),
         Some(Arrival::Behind(place)) => place,
@@ -101,7 +107,7 @@ async fn called(
             Some(called) => Ok(Some(called)),
             None => Err(Error::closed(name)),
         },
-        () = pass(patience.end()) => Ok(None),
+        () = pass(patience.end()) => taken(),
     }
 }
 
@@ -115,28 +121,28 @@ struct Contender<'a> {
     in_doubt: bool,
     /// The claim has, or may have, a place in the queue of Redis.
     is_queued: bool,
+    /// Ends with the contender, after his clean-up was begun.
+    turn: Turn<Hold>,
 }
 
 impl<'a> Contender<'a> {
-    fn new(context: &'a Context, key: &Arc<Key>, terms: &'a Terms) -> Self {
+    fn new(context: &'a Context, key: &Arc<Key>, terms: &'a Terms, turn: Turn<Hold>) -> Self {
         Self {
             context,
             terms,
             claim: fresh_claim(context, key, terms),
             in_doubt: false,
             is_queued: false,
+            turn,
         }
     }
 
-    async fn contend(
-        mut self,
-        turn: Turn<Hold>,
-        patience: Patience,
-    ) -> Result<Option<Hold>, Error> {
+    async fn contend(mut self, patience: Patience) -> Result<Option<Hold>, Error> {
         let end = patience.end();
         let mut poll = first_polls();
         let mut listener = None;
-        let mut outage = Outage::new(self.terms.give_up_after, patience.limit());
+        let silent_since = self.turn.silent_since();
+        let mut outage = Outage::new(self.terms.give_up_after, patience.limit(), silent_since);
         // A key that was contended a moment ago: no attempt, that would be refused.
         if end.is_none_or(|end| end > Instant::now())
             && self
@@ -145,25 +151,25 @@ impl<'a> Contender<'a> {
                 .wakeups
                 .was_contended(self.claim.key.name())
         {
-            return self.wait_in_queue(turn, end, &mut outage).await;
+            return self.wait_in_queue(end, &mut outage).await;
         }
         loop {
             match self.attempt(&outage).await? {
                 Ok(Attempt::Granted { fences, deadline }) => {
                     match self.won(fences, deadline, false) {
-                        Ok(won) => return Ok(Some(self.hold(turn, won))),
+                        Ok(won) => return Ok(Some(self.hold(won))),
                         Err(fault) => self.put_up_with(&mut outage, fault).await?,
                     }
                 }
                 Ok(Attempt::Held { ttl }) => {
                     self.withdraw();
-                    outage.is_over();
+                    self.note_answer(&mut outage);
                     let now = Instant::now();
                     if end.is_some_and(|end| end <= now) {
                         return Ok(None);
                     }
                     if self.context.engine.backend.queue().is_some() {
-                        return self.wait_in_queue(turn, end, &mut outage).await;
+                        return self.wait_in_queue(end, &mut outage).await;
                     }
                     // The key is free a moment after its TTL, at the latest.
                     let wait = ttl.map_or(LONGEST_POLL, |ttl| ttl + SHORTEST_POLL);
@@ -220,10 +226,23 @@ impl<'a> Contender<'a> {
     }
 
     /// Waits before the next try at a server that did not answer, or gives up.
-    async fn put_up_with(&self, outage: &mut Outage, fault: Fault) -> Result<(), Error> {
-        let next = outage.next_try(fault);
-        let next = next.map_err(|fault| fault.about(Some(self.claim.key.name())))?;
+    async fn put_up_with(&mut self, outage: &mut Outage, fault: Fault) -> Result<(), Error> {
+        let next = self.next_try(outage, fault)?;
         self.unless_closed(sleep_until(next)).await
+    }
+
+    /// When to try a server again that did not answer, if it is not time to give up.
+    fn next_try(&mut self, outage: &mut Outage, fault: Fault) -> Result<Instant, Error> {
+        if !fault.permanent {
+            self.turn.note_outage(outage.since(), &fault);
+        }
+        let next = outage.next_try(fault);
+        next.map_err(|fault| fault.about(Some(self.claim.key.name())))
+    }
+
+    fn note_answer(&mut self, outage: &mut Outage) {
+        outage.is_over();
+        self.turn.note_answer();
     }
 
     /// Takes a grant, unless its lease is over already: then it is undone, and the next try goes
@@ -250,11 +269,12 @@ impl<'a> Contender<'a> {
         })
     }
 
-    fn hold(mut self, turn: Turn<Hold>, won: Won) -> Hold {
+    fn hold(mut self, won: Won) -> Hold {
         self.in_doubt = false;
         self.is_queued = false;
+        self.turn.note_answer();
         let claim = Arc::clone(&self.claim);
-        Hold::new(self.context, claim, self.terms, turn.keep(), won)
+        Hold::new(self.context, claim, self.terms, self.turn.keep(), won)
     }
 
     async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Result<T, Error> {

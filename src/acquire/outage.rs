@@ -18,24 +18,33 @@ pub(crate) struct Outage {
     give_up_after: Duration,
     /// The end of the caller's patience, if it has one.
     limit: Option<Instant>,
-    give_up_at: Instant,
+    since: Instant,
     retry: Backoff,
 }
 
 impl Outage {
-    pub(crate) fn new(give_up_after: Duration, limit: Option<Instant>) -> Self {
+    /// One that may have begun before, when somebody else asked.
+    pub(crate) fn new(
+        give_up_after: Duration,
+        limit: Option<Instant>,
+        since: Option<Instant>,
+    ) -> Self {
         Self {
             give_up_after,
             limit,
-            give_up_at: Instant::now() + give_up_after,
+            since: since.unwrap_or_else(Instant::now),
             retry: retry(),
         }
     }
 
     /// The server answered.
     pub(crate) fn is_over(&mut self) {
-        self.give_up_at = Instant::now() + self.give_up_after;
+        self.since = Instant::now();
         self.retry = retry();
+    }
+
+    pub(crate) fn since(&self) -> Instant {
+        self.since
     }
 
     /// How long a request may take that is sent now.
@@ -55,7 +64,7 @@ impl Outage {
     }
 
     fn end(&self) -> Instant {
-        let end = self.give_up_at;
+        let end = self.since + self.give_up_after;
         self.limit.map_or(end, |limit| limit.min(end))
     }
 }
@@ -76,7 +85,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_when_the_time_without_an_answer_is_over() {
         let second = Duration::from_secs(1);
-        let mut outage = Outage::new(second, None);
+        let mut outage = Outage::new(second, None, None);
         assert!(outage.next_try(fault()).is_ok());
         tokio::time::advance(second / 2).await;
         outage.is_over();
@@ -89,7 +98,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_with_the_callers_patience() {
         let second = Duration::from_secs(1);
-        let mut outage = Outage::new(10 * second, Some(Instant::now() + second));
+        let mut outage = Outage::new(10 * second, Some(Instant::now() + second), None);
         assert_eq!(outage.bound(10 * second), second);
         tokio::time::advance(second).await;
         assert_eq!(outage.bound(10 * second), LAST_REQUEST);
@@ -98,7 +107,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_for_good_ends_it_at_once() {
-        let mut outage = Outage::new(Duration::from_secs(1), None);
+        let mut outage = Outage::new(Duration::from_secs(1), None, None);
         let refusal = Fault {
             permanent: true,
             ..fault()

@@ -11,6 +11,8 @@
 //! * **Q3** A turn that ends goes to the first waiter that still waits, in the order of arrival.
 //!   One that was sent to a waiter who leaves at that moment goes on to the next (P11).
 //! * **Q4** A lease is handed to the first waiter or to nobody: never past one whose options differ.
+//! * **Q5** A contender whose store does not answer tells the queue. So those behind him hear of it
+//!   when their own time is over, and none of them takes silence for "taken" (P13).
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -19,7 +21,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use crate::fault::Fault;
 use crate::options::Terms;
 
 /// The queues of all keys. `L` is a lease that can be handed over.
@@ -36,6 +40,13 @@ struct State<L> {
 struct Occupied<L> {
     turn: u64,
     waiters: VecDeque<Waiter<L>>,
+    outage: Option<Outage>,
+}
+
+/// The store has not answered the contender since, the last time with this fault.
+struct Outage {
+    since: Instant,
+    fault: Fault,
 }
 
 /// One who waits, as the one before him sees him.
@@ -43,6 +54,7 @@ pub(crate) struct Waiter<L> {
     /// The number of his turn, when it comes.
     pub(crate) number: u64,
     pub(crate) terms: Terms,
+    arrived: Instant,
     call: oneshot::Sender<Called<L>>,
 }
 
@@ -69,6 +81,8 @@ pub(crate) enum Called<L> {
     Turn(Turn<L>),
     /// He has the lock.
     Lease(L),
+    /// The store has been silent for as long as he puts up with (Q5).
+    Outage(Fault),
 }
 
 /// What an arrival meets.
@@ -106,6 +120,7 @@ impl<L> Queues<L> {
                 vacant.insert(Occupied {
                     turn: number,
                     waiters: VecDeque::new(),
+                    outage: None,
                 });
                 Arrival::First(Turn::new(self, key, number))
             }
@@ -114,6 +129,7 @@ impl<L> Queues<L> {
                 occupied.get_mut().waiters.push_back(Waiter {
                     number,
                     terms: *terms,
+                    arrived: Instant::now(),
                     call,
                 });
                 Arrival::Behind(Place {
@@ -136,6 +152,44 @@ impl<L> Queues<L> {
             // Somebody came in between.
             Arrival::Behind(_) => None,
             arrival => Some(arrival),
+        }
+    }
+
+    /// What the contender for a key last heard of a store that does not answer (Q5).
+    pub(crate) fn outage(&self, key: &Arc<str>) -> Option<Fault> {
+        let state = self.state.lock();
+        let outage = state.keys.get(key)?.outage.as_ref()?;
+        Some(outage.fault.clone())
+    }
+
+    fn note_outage(&self, key: &Arc<str>, turn: u64, since: Instant, fault: &Fault) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let Some(occupied) = state.keys.get_mut(key).filter(|o| o.turn == turn) else {
+            return;
+        };
+        let fault = fault.clone();
+        occupied.outage = Some(Outage {
+            since,
+            fault: fault.clone(),
+        });
+        let (out_of_time, waiting): (VecDeque<_>, _) = std::mem::take(&mut occupied.waiters)
+            .into_iter()
+            .partition(|w| now >= w.arrived.max(since) + w.terms.give_up_after);
+        occupied.waiters = waiting;
+        drop(state);
+        for waiter in out_of_time {
+            // One who left meanwhile needs no answer.
+            drop(waiter.call.send(Called::Outage(fault.clone())));
+        }
+    }
+
+    fn note_answer(&self, key: &Arc<str>, turn: u64) {
+        let mut state = self.state.lock();
+        if let Some(occupied) = state.keys.get_mut(key)
+            && occupied.turn == turn
+        {
+            occupied.outage = None;
         }
     }
 
@@ -177,11 +231,14 @@ impl<L> Queues<L> {
                 return;
             };
             occupied.turn = waiter.number;
+            let outage = occupied.outage.as_ref();
+            let silent_since = outage.map(|outage| outage.since.max(waiter.arrived));
             drop(state);
-            let turn = Turn::new(self, key, waiter.number);
+            let mut turn = Turn::new(self, key, waiter.number);
+            turn.silent_since = silent_since;
             match waiter.call.send(Called::Turn(turn)) {
                 // Q3: he has left; it is as if he had ended his turn at once.
-                Err(Called::Turn(turn)) => present = turn.keep(),
+                Err(Called::Turn(mut turn)) => present = turn.keep(),
                 _ => return,
             }
         }
@@ -236,6 +293,7 @@ pub(crate) struct Turn<L> {
     queues: Arc<Queues<L>>,
     key: Arc<str>,
     number: Option<u64>,
+    silent_since: Option<Instant>,
 }
 
 impl<L> Turn<L> {
@@ -244,11 +302,34 @@ impl<L> Turn<L> {
             queues: Arc::clone(queues),
             key: Arc::clone(key),
             number: Some(number),
+            silent_since: None,
+        }
+    }
+
+    /// Since when the store has not answered, while its owner waited, as far as is known.
+    pub(crate) fn silent_since(&self) -> Option<Instant> {
+        self.silent_since
+    }
+
+    /// Tells those behind that the store does not answer, and has not since (Q5).
+    pub(crate) fn note_outage(&mut self, since: Instant, fault: &Fault) {
+        self.silent_since = Some(since);
+        if let Some(number) = self.number {
+            self.queues.note_outage(&self.key, number, since, fault);
+        }
+    }
+
+    /// The store has answered.
+    pub(crate) fn note_answer(&mut self) {
+        if self.silent_since.take().is_some()
+            && let Some(number) = self.number
+        {
+            self.queues.note_answer(&self.key, number);
         }
     }
 
     /// Leaves the turn's end to whoever has its number.
-    pub(crate) fn keep(mut self) -> u64 {
+    pub(crate) fn keep(&mut self) -> u64 {
         self.number.take().unwrap_or_default()
     }
 }
@@ -290,130 +371,17 @@ impl<L> Drop for Place<L> {
             return;
         }
         let mut state = self.queues.state.lock();
-        if let Some(occupied) = state.keys.get_mut(&self.key) {
-            occupied
-                .waiters
-                .retain(|waiter| waiter.number != self.number);
-        }
+        let left = state.keys.get_mut(&self.key).and_then(|occupied| {
+            // In the order of their numbers.
+            let waiters = &mut occupied.waiters;
+            let place = waiters.binary_search_by_key(&self.number, |waiter| waiter.number);
+            waiters.remove(place.ok()?)
+        });
+        drop(state);
+        // Wakes him who waited, which is not to happen under the lock.
+        drop(left);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key() -> Arc<str> {
-        "k".into()
-    }
-
-    type Queues = super::Queues<&'static str>;
-    type Place = super::Place<&'static str>;
-    type Turn = super::Turn<&'static str>;
-
-    fn terms() -> Terms {
-        let options = crate::options::Options::default();
-        options.check(&key()).unwrap()
-    }
-
-    fn first(queues: &Arc<Queues>) -> Turn {
-        match queues.enter(&key(), &terms()) {
-            Arrival::First(turn) => turn,
-            _ => panic!("somebody is there"),
-        }
-    }
-
-    fn behind(queues: &Arc<Queues>) -> Place {
-        match queues.enter(&key(), &terms()) {
-            Arrival::Behind(place) => place,
-            _ => panic!("nobody is there"),
-        }
-    }
-
-    #[tokio::test]
-    async fn turns_go_in_the_order_of_arrival() {
-        let queues = Arc::new(Queues::default());
-        let turn = first(&queues);
-        let mut places: Vec<Place> = (0..3).map(|_| behind(&queues)).collect();
-        drop(turn);
-        for place in &mut places {
-            drop(place.called().await.unwrap());
-        }
-        assert_eq!(queues.len(), 0, "Q1");
-    }
-
-    #[tokio::test]
-    async fn a_waiter_that_leaves_is_passed_over() {
-        let queues = Arc::new(Queues::default());
-        let turn = first(&queues);
-        let leaver = behind(&queues);
-        let mut stayer = behind(&queues);
-        drop(leaver);
-        drop(turn);
-        drop(stayer.called().await.unwrap());
-        assert_eq!(queues.len(), 0, "Q1");
-    }
-
-    #[tokio::test]
-    async fn p11_a_turn_sent_to_a_waiter_that_leaves_goes_on() {
-        let queues = Arc::new(Queues::default());
-        let turn = first(&queues);
-        let called_but_leaves = behind(&queues);
-        let mut next = behind(&queues);
-        drop(turn);
-        drop(called_but_leaves);
-        assert!(next.called().await.is_some());
-    }
-
-    #[test]
-    fn a_turn_ends_once() {
-        let queues = Arc::new(Queues::default());
-        let number = first(&queues).keep();
-        queues.vacate(&key(), number);
-        let second = first(&queues);
-        queues.vacate(&key(), number);
-        assert!(
-            queues.try_enter(&key(), &terms()).is_none(),
-            "Q2: the second has it"
-        );
-        drop(second);
-        assert!(queues.try_enter(&key(), &terms()).is_some());
-    }
-
-    #[tokio::test]
-    async fn closing_turns_waiters_away() {
-        let queues = Arc::new(Queues::default());
-        let turn = first(&queues);
-        let mut place = behind(&queues);
-        queues.close();
-        assert!(place.called().await.is_none());
-        drop(turn);
-        assert!(matches!(queues.enter(&key(), &terms()), Arrival::Closed));
-    }
-
-    #[tokio::test]
-    async fn a_lease_goes_to_the_first_who_still_waits() {
-        let queues = Arc::new(Queues::default());
-        let number = first(&queues).keep();
-        let leaver = behind(&queues);
-        let mut heir = behind(&queues);
-        drop(leaver);
-        let waiter = queues.call_next(&key(), number, &terms()).unwrap();
-        waiter.hand("lease").unwrap();
-        assert!(matches!(heir.called().await, Some(Called::Lease("lease"))));
-        queues.vacate(&key(), number);
-        assert_eq!(queues.len(), 1, "Q2: the turn is the heir's");
-    }
-
-    #[test]
-    fn a_lease_is_not_handed_past_a_waiter_with_other_options() {
-        let queues = Arc::new(Queues::default());
-        let number = first(&queues).keep();
-        let other = Terms {
-            ttl: std::time::Duration::from_secs(1),
-            ..terms()
-        };
-        let _first = queues.enter(&key(), &other);
-        let _second = behind(&queues);
-        assert!(queues.call_next(&key(), number, &terms()).is_none(), "Q4");
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use crate::lease::clock::Clock;
 use crate::lost::LostReason;
 use crate::options::Options;
 use crate::owner::Owner;
+use crate::released::Released;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 const GIVE_UP: Duration = Duration::from_secs(5);
@@ -141,6 +142,55 @@ async fn p13_a_dead_store_is_unavailable_after_the_time_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p13_those_behind_hear_of_a_dead_store_when_their_own_time_is_over() {
+    for trouble in [Trouble::Fail, Trouble::Hang] {
+        let f = Fixture::new();
+        f.store.always(Some(trouble));
+        let waiter = async |late: Duration| {
+            tokio::time::sleep(late).await;
+            let began = Instant::now();
+            let error = f.acquire(Patience::Unbounded).await.unwrap_err();
+            assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+            let took = began.elapsed();
+            let soon = GIVE_UP + 2 * TIMEOUT;
+            assert!(took >= GIVE_UP && took < soon, "{took:?} after {late:?}");
+        };
+        let none = Duration::ZERO;
+        tokio::join!(
+            waiter(none),
+            waiter(none),
+            waiter(none),
+            waiter(none),
+            waiter(GIVE_UP / 2),
+            waiter(GIVE_UP / 2),
+        );
+        f.store.always(None);
+        f.assert_nothing_left("after giving up").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p13_a_dead_store_is_never_taken_for_those_behind() {
+    let f = Fixture::new();
+    f.store.always(Some(Trouble::Fail));
+    let mut first = pin!(f.acquire(Patience::Unbounded));
+    let limit = Instant::now() + GIVE_UP / 2;
+    tokio::select! {
+        end = &mut first => panic!("{end:?}"),
+        end = f.acquire(Patience::Until(limit)) => {
+            assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
+        }
+    }
+    let end = f.acquire(Patience::None).await;
+    assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
+    f.store.always(None);
+    let hold = first.await.unwrap();
+    let end = f.acquire(Patience::None).await;
+    assert!(matches!(end, Ok(None)), "{end:?}");
+    drop(hold);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_limited_wait_for_a_dead_store_ends_in_time() {
     let f = Fixture::new();
     f.store.always(Some(Trouble::Hang));
@@ -239,6 +289,15 @@ async fn p10_a_doubt_outlasts_a_guard_that_was_lost() {
     drop(hold);
     f.settled().await;
     assert_eq!(f.store.doubts(), 0, "nobody undoes the first request");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_whose_answer_was_lost_did_free_the_lock() {
+    let f = Fixture::new();
+    let hold = f.acquire(Patience::None).await.unwrap().expect("a hold");
+    f.store.next([Trouble::LoseAnswer]);
+    assert_eq!(hold.release().await.unwrap(), Released::Freed);
+    assert_eq!(f.store.releases(), 2);
 }
 
 #[tokio::test(start_paused = true)]

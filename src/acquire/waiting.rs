@@ -58,7 +58,6 @@
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::acquire::outage::Outage;
-use crate::acquire::queue::Turn;
 use crate::acquire::wakeup::{Listener, Nudge};
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
 use crate::backend::{Beat, Fences, Grant, Queue, Renewal, Standing};
@@ -75,7 +74,6 @@ impl Contender<'_> {
     /// `end`.
     pub(super) async fn wait_in_queue(
         mut self,
-        turn: Turn<Hold>,
         end: Option<Instant>,
         outage: &mut Outage,
     ) -> Result<Option<Hold>, Error> {
@@ -101,7 +99,7 @@ impl Contender<'_> {
                     }
                     context.engine.wakeups.note_calm(self.claim.key.name());
                     match self.won(fences, deadline, false) {
-                        Ok(won) => return Ok(Some(self.hold(turn, won))),
+                        Ok(won) => return Ok(Some(self.hold(won))),
                         Err(fault) => {
                             listener = context.engine.wakeups.listen(&self.claim);
                             self.put_up_with(outage, fault).await?;
@@ -114,7 +112,7 @@ impl Contender<'_> {
                         .engine
                         .wakeups
                         .note_contention(self.claim.key.name());
-                    outage.is_over();
+                    self.note_answer(outage);
                     if is_last {
                         return Ok(None);
                     }
@@ -139,8 +137,7 @@ impl Contender<'_> {
                 }
                 Ok(Heard::Grant(grant)) => Some(grant),
                 Err(fault) => {
-                    let next = outage.next_try(fault);
-                    let next = next.map_err(|fault| fault.about(Some(self.claim.key.name())))?;
+                    let next = self.next_try(outage, fault)?;
                     let news = async {
                         tokio::select! {
                             biased;
@@ -154,7 +151,7 @@ impl Contender<'_> {
             if let Some(grant) = news
                 && let Some(won) = self.accept(&grant).await
             {
-                return Ok(Some(self.hold(turn, won)));
+                return Ok(Some(self.hold(won)));
             }
         }
     }

@@ -29,7 +29,7 @@ pub(crate) struct Wakeups {
 
 /// Where a contender finds what came for it.
 struct Slot {
-    value: Arc<str>,
+    claim: Arc<Claim>,
     news: Mutex<News>,
     arrived: Notify,
 }
@@ -56,9 +56,9 @@ impl Wakeups {
     }
 
     /// Registers a contender, from before its first heartbeat until it holds or has left.
-    pub(crate) fn listen(self: &Arc<Self>, claim: &Claim) -> Listener {
+    pub(crate) fn listen(self: &Arc<Self>, claim: &Arc<Claim>) -> Listener {
         let slot = Arc::new(Slot {
-            value: Arc::clone(&claim.value),
+            claim: Arc::clone(claim),
             news: Mutex::default(),
             arrived: Notify::new(),
         });
@@ -70,6 +70,15 @@ impl Wakeups {
             key,
             slot,
         }
+    }
+
+    /// The claims of all contenders that are registered.
+    pub(crate) fn waiting(&self) -> Vec<Arc<Claim>> {
+        let waiting = self.waiting.lock();
+        waiting
+            .values()
+            .map(|slot| Arc::clone(&slot.claim))
+            .collect()
     }
 
     /// Whether an attempt at the key would probably be refused.
@@ -130,7 +139,7 @@ impl Signals for Wakeups {
     fn granted(&self, grant: Grant) {
         let waiting = self.waiting.lock();
         if let Some(slot) = waiting.get(&*grant.key)
-            && *slot.value == *grant.value
+            && *slot.claim.value == *grant.value
         {
             slot.news.lock().grant = Some(grant);
             slot.arrived.notify_one();

@@ -344,7 +344,7 @@ impl Backend for Node {
                     (0, _) => Ok(Kept::PassedOn),
                     _ => Ok(Kept::NotOurs),
                 },
-                Err(Failure::WrongType(_)) => Ok(Kept::NotOurs),
+                // Not only the lock key can be of another type here: the release tells.
                 Err(failure) => Err(self.fault(failure)),
             }
         })

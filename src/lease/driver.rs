@@ -135,7 +135,9 @@ impl Driver {
         turn: u64,
         lease: impl FnOnce(Moment) -> Lease,
     ) -> Option<Arc<Lease>> {
-        self.roster.lock().hand_over(id, turn, lease)
+        let (lease, early) = self.roster.lock().hand_over(id, turn, lease)?;
+        self.wake_if(early);
+        Some(lease)
     }
 
     /// Enters what a caller heard about a claim.
@@ -235,8 +237,11 @@ impl Driver {
             Ok(Renewal::Removed) => (LostReason::Removed, roster.remove(id)),
             Ok(Renewal::Stolen) => (LostReason::Stolen, roster.remove(id)),
             Err(fault) => {
-                if let Some(lease) = roster.unanswered(id, now) {
-                    note_failure(lease, fault);
+                let lease = roster.unanswered(id, now).cloned();
+                // Whoever listens to the events may use a lock of this locker.
+                drop(roster);
+                if let Some(lease) = lease {
+                    note_failure(&lease, fault);
                 }
                 return self.wake_if(true);
             }

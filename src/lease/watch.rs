@@ -132,7 +132,8 @@ impl Watch {
 
     pub(super) fn answered(&mut self, now: Moment) {
         self.plan_renewal(now);
-        if std::mem::take(&mut self.again) {
+        // A caller's answer may be older than the change, and the driver's question, too.
+        if !self.in_flight && std::mem::take(&mut self.again) {
             self.attend_at = now;
         }
     }

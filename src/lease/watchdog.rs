@@ -87,14 +87,15 @@ impl Roster {
         Some(watch)
     }
 
-    /// Puts a new holder's lease in the place of the present one's: the claim lives on. `None` if
-    /// it is no longer on the roster.
+    /// Puts a new holder's lease in the place of the present one's: the claim lives on. Says, too,
+    /// whether the driver must be woken: the new holder's `max_hold` may end before anything else
+    /// does (P4). `None` if the claim is no longer on the roster.
     pub(crate) fn hand_over(
         &mut self,
         id: u64,
         turn: u64,
         lease: impl FnOnce(Moment) -> Lease,
-    ) -> Option<Arc<Lease>> {
+    ) -> Option<(Arc<Lease>, bool)> {
         let watch = self.entries.get_mut(&id)?;
         if watch.lease.is_lost() {
             return None;
@@ -102,8 +103,7 @@ impl Roster {
         watch.lease = Arc::new(lease(watch.granted_until));
         watch.turn = turn;
         let lease = Arc::clone(&watch.lease);
-        self.refile(id);
-        Some(lease)
+        Some((lease, self.refile(id)))
     }
 
     pub(crate) fn holds(&self, key: &str, value: &str) -> bool {
@@ -382,6 +382,22 @@ mod tests {
         }
         f.clock.advance(EVERY - Duration::from_millis(1));
         assert_eq!(f.due().len(), 100);
+    }
+
+    #[test]
+    fn p4_a_change_told_while_two_questions_are_under_way_is_asked_about() {
+        let mut f = Fixture::new();
+        let (id, lease) = f.watch(Some(EVERY));
+        f.clock.advance(EVERY);
+        assert_eq!(f.due().len(), 1);
+        let now = f.clock.now();
+        f.roster.changed(None, None, now);
+        for asked_by_driver in [false, true] {
+            let deadline = lease.deadline();
+            let ear = Ear::Caller;
+            f.roster.renewed(id, deadline, ear, asked_by_driver, now);
+        }
+        assert_eq!(f.due().len(), 1, "neither answer may be newer");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return {-1, 0}
 end
-if ARGV[4] ~= '' and redis.call('GET', KEYS[2]) == ARGV[5] then
+if ARGV[4] ~= '' and redis.pcall('GET', KEYS[2]) == ARGV[5] then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
 end
 if pass_on(ARGV[2], ARGV[3]) then

@@ -1,8 +1,8 @@
 -- Leaves the queue for good, and passes on a lock that was granted meanwhile.
 -- ARGV[1] value   ARGV[2] floor of the fence (wall clock, us)   ARGV[3] how long the counter lives
 -- Returns 1 (had been granted) or 0.
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[4], ARGV[1])
+redis.pcall('ZREM', KEYS[3], ARGV[1])
+redis.pcall('HDEL', KEYS[4], ARGV[1])
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end

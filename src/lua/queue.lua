@@ -29,11 +29,14 @@ end
 
 -- The fields of a record, and for how long the waiter still lives; nil if it does not.
 local function living(record, now)
-  if not record then
+  local beat, life, ttl, fences, stamp, channel
+  if type(record) == 'string' then
+    beat, life, ttl, fences, stamp, channel =
+      string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
+  end
+  if not beat then
     return nil
   end
-  local beat, life, ttl, fences, stamp, channel =
-    string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
   local rest = math.min(tonumber(life), tonumber(beat) + tonumber(life) - now)
   if rest <= 0 then
     return nil
@@ -43,18 +46,19 @@ local function living(record, now)
 end
 
 -- Gives the lock to the first waiter that lives, and tells it. Returns its value and fencing
--- number, or nil if nobody waits. The lock key must be free or the caller's.
+-- number, or nil if nobody waits. The lock key must be free or the caller's. What others put into
+-- the queue's place is nobody who waits, and keeps no holder from letting go.
 local function pass_on(floor, counter_ttl, caller)
   local now
   while true do
-    local first = redis.call('ZPOPMIN', KEYS[3])
+    local first = redis.pcall('ZPOPMIN', KEYS[3])
     local value = first[1]
     if not value then
       return nil
     end
     now = now or math.floor(server_time() / 1000)
-    local waiter = living(redis.call('HGET', KEYS[4], value), now)
-    redis.call('HDEL', KEYS[4], value)
+    local waiter = living(redis.pcall('HGET', KEYS[4], value), now)
+    redis.pcall('HDEL', KEYS[4], value)
     if waiter then
       local lease = math.min(waiter.rest, waiter.ttl)
       local set = redis.pcall('SET', KEYS[1], value, 'PX', lease)

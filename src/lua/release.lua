@@ -7,7 +7,7 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
 -- Only our own reservation is taken back: a release that runs late may meet a ghost of this value.
-if ARGV[4] ~= '' and redis.call('GET', KEYS[2]) == ARGV[5] then
+if ARGV[4] ~= '' and redis.pcall('GET', KEYS[2]) == ARGV[5] then
   -- Not worth failing for when memory is short.
   redis.pcall('SET', KEYS[2], ARGV[4], 'PX', ARGV[3])
 end

@@ -260,3 +260,22 @@ async fn a_release_is_given_up_when_the_ttl_has_freed_the_key() {
     assert!(began.elapsed() < 3 * TTL);
     assert_eq!(*f.queue.vacated.lock(), [1]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn p4_the_token_of_an_heir_fires_at_his_own_max_hold() {
+    let f = Fixture::new();
+    let (id, _) = f.hold("k", 1).await;
+    // The driver has gone to sleep until the next renewal.
+    sleep(TICK).await;
+    let limit = EVERY / 10;
+    let clock = f.driver.clock.clone();
+    let heir = f.driver.hand_over(id, 2, |deadline| {
+        let key = Arc::new(Key::new("", "k".to_owned()));
+        Lease::new(clock, key, 2, deadline, Some(limit))
+    });
+    let heir = heir.unwrap();
+    let began = Instant::now();
+    heir.token().cancelled().await;
+    assert!(began.elapsed() <= limit + TICK, "{:?}", began.elapsed());
+    assert!(matches!(heir.lost_reason(), Some(LostReason::MaxHold)));
+}
