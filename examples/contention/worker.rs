@@ -33,14 +33,17 @@ impl Load {
 
 /// When the lock was held, in nanoseconds of the clock that all processes share.
 pub struct Hold {
+    pub process: usize,
     pub from: u64,
     pub until: u64,
 }
 
 impl Hold {
-    pub fn parse(line: &str) -> Option<Self> {
+    /// Reads what a worker wrote.
+    pub fn parse(process: usize, line: &str) -> Option<Self> {
         let (from, until) = line.split_once(' ')?;
         Some(Self {
+            process,
             from: from.parse().ok()?,
             until: until.parse().ok()?,
         })
@@ -89,8 +92,8 @@ async fn contend(
     for task in tasks {
         let (count, holds) = task.await??;
         writeln!(output, "count {count}")?;
-        for hold in holds {
-            writeln!(output, "{} {}", hold.from, hold.until)?;
+        for (from, until) in holds {
+            writeln!(output, "{from} {until}")?;
         }
     }
     output.flush()?;
@@ -101,7 +104,7 @@ async fn task(
     lock: Lock,
     load: Arc<Load>,
     end: Instant,
-) -> Result<(u64, Vec<Hold>), redlease::Error> {
+) -> Result<(u64, Vec<(u64, u64)>), redlease::Error> {
     let mut count = 0;
     let mut holds = Vec::new();
     while Instant::now() < end {
@@ -114,7 +117,7 @@ async fn task(
         }
         let from = now();
         tokio::time::sleep(load.section).await;
-        holds.push(Hold { from, until: now() });
+        holds.push((from, now()));
         drop(guard);
         tokio::time::sleep(load.pause).await;
     }
