@@ -73,9 +73,17 @@ fn cases() -> Vec<Case> {
             section,
             pause,
             handover,
+            waits: false,
         },
     };
     let none = Duration::ZERO;
+    let four_by_four = || {
+        let name = "4 processes, 4 tasks, 5 ms section";
+        case(name, 4, 4, millis(5), millis(10), millis(10))
+    };
+    let mut awaited = four_by_four();
+    awaited.name = "the same, each release awaited";
+    awaited.load.waits = true;
     vec![
         case(
             "1 process, 1 task, empty section",
@@ -94,14 +102,8 @@ fn cases() -> Vec<Case> {
             millis(10),
         ),
         case("the same without hand-over", 1, 64, none, none, none),
-        case(
-            "4 processes, 4 tasks, 5 ms section",
-            4,
-            4,
-            millis(5),
-            millis(10),
-            millis(10),
-        ),
+        four_by_four(),
+        awaited,
         case(
             "2 processes, 1 task, 5 ms section",
             2,

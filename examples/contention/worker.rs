@@ -18,15 +18,18 @@ pub struct Load {
     /// How long it rests before it wants the lock again.
     pub pause: Duration,
     pub handover: Duration,
+    /// Whether it waits for its release, instead of dropping the guard.
+    pub waits: bool,
 }
 
 impl Load {
-    pub fn arguments(&self) -> [String; 4] {
+    pub fn arguments(&self) -> [String; 5] {
         [
             self.tasks.to_string(),
             self.section.as_micros().to_string(),
             self.pause.as_micros().to_string(),
             self.handover.as_micros().to_string(),
+            u8::from(self.waits).to_string(),
         ]
     }
 }
@@ -58,7 +61,7 @@ pub fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         .iter()
         .map(|number| number.parse::<u64>())
         .collect::<Result<Vec<_>, _>>()?;
-    let [tasks, section, pause, handover, length] = numbers[..] else {
+    let [tasks, section, pause, handover, waits, length] = numbers[..] else {
         return Err("too few numbers".into());
     };
     let load = Arc::new(Load {
@@ -66,6 +69,7 @@ pub fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         section: Duration::from_micros(section),
         pause: Duration::from_micros(pause),
         handover: Duration::from_micros(handover),
+        waits: waits > 0,
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -118,7 +122,10 @@ async fn task(
         let from = now();
         tokio::time::sleep(load.section).await;
         holds.push((from, now()));
-        drop(guard);
+        match load.waits {
+            true => drop(guard.release().await?),
+            false => drop(guard),
+        }
         tokio::time::sleep(load.pause).await;
     }
     Ok((count, holds))
