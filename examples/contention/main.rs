@@ -11,7 +11,7 @@ mod worker;
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use support::Redis;
 use worker::{Hold, Load};
@@ -32,8 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     println!();
     println!(
-        "{:34} {:>10} {:>9} {:>9} {:>6} {:>8} {:>6}",
-        "", "cycles/s", "mean", "p99", "Jain", "requests", "held"
+        "{:34} {:>10} {:>7} {:>7} {:>7} {:>7} {:>6} {:>8} {:>6}",
+        "", "cycles/s", "mean", "p99", "local", "foreign", "Jain", "requests", "held"
     );
     for case in cases() {
         let row = measure(&url, &redis.prefix(), &case, Duration::from_secs(seconds))?;
@@ -41,6 +41,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     println!();
     println!("mean, p99: from one holder's release to the next one's lock, ms");
+    println!("local:     the median of those within a process");
+    println!("foreign:   the median of those from one process to another; a bare request and its");
+    println!(
+        "           answer (PING, idle connection) take {:.3} ms here",
+        bare_request(&url)?.as_secs_f64() * 1e3
+    );
     println!("Jain:      fairness over all tasks; 1 is fair, 1/tasks is one task taking all");
     println!(
         "requests:  scripts that Redis ran for each lock that was acquired, from 20 % to 80 %"
@@ -67,9 +73,17 @@ fn cases() -> Vec<Case> {
             section,
             pause,
             handover,
+            waits: false,
         },
     };
     let none = Duration::ZERO;
+    let four_by_four = || {
+        let name = "4 processes, 4 tasks, 5 ms section";
+        case(name, 4, 4, millis(5), millis(10), millis(10))
+    };
+    let mut awaited = four_by_four();
+    awaited.name = "the same, each release awaited";
+    awaited.load.waits = true;
     vec![
         case(
             "1 process, 1 task, empty section",
@@ -88,14 +102,8 @@ fn cases() -> Vec<Case> {
             millis(10),
         ),
         case("the same without hand-over", 1, 64, none, none, none),
-        case(
-            "4 processes, 4 tasks, 5 ms section",
-            4,
-            4,
-            millis(5),
-            millis(10),
-            millis(10),
-        ),
+        four_by_four(),
+        awaited,
         case(
             "2 processes, 1 task, 5 ms section",
             2,
@@ -147,8 +155,8 @@ fn measure(
     let (until, after) = (worker::now(), scripts_run(url)?);
     let mut counts = Vec::new();
     let mut holds = Vec::new();
-    for worker in &mut workers {
-        worker.collect(&mut counts, &mut holds)?;
+    for (process, worker) in workers.iter_mut().enumerate() {
+        worker.collect(process, &mut counts, &mut holds)?;
     }
     let acquired = if holds.is_empty() {
         // Empty sections are counted only, and are all alike.
@@ -164,22 +172,30 @@ fn measure(
 fn row(counts: &[u64], mut holds: Vec<Hold>, requests: f64, length: Duration) -> String {
     let cycles: u64 = counts.iter().sum();
     holds.sort_by_key(|hold| hold.from);
-    let mut gaps: Vec<f64> = holds
-        .windows(2)
-        .map(|pair| pair[1].from.saturating_sub(pair[0].until) as f64 / 1e6)
-        .collect();
-    gaps.sort_by(f64::total_cmp);
+    let (mut local, mut foreign) = (Vec::new(), Vec::new());
+    for pair in holds.windows(2) {
+        let gap = pair[1].from.saturating_sub(pair[0].until) as f64 / 1e6;
+        match pair[0].process == pair[1].process {
+            true => local.push(gap),
+            false => foreign.push(gap),
+        }
+    }
+    let mut gaps = [&local[..], &foreign[..]].concat();
     let held: u64 = holds.iter().map(|hold| hold.until - hold.from).sum();
     let span = match (holds.first(), holds.last()) {
         (Some(first), Some(last)) => (last.until - first.from) as f64,
         _ => f64::NAN,
     };
     let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
-    let p99 = gaps.get(gaps.len() * 99 / 100).copied().unwrap_or(f64::NAN);
     let waits = if counts.len() > 1 && held > 0 {
-        format!("{mean:9.3} {p99:9.3}")
+        format!(
+            "{mean:7.3} {:>7} {:>7} {:>7}",
+            quantile(&mut gaps, 99),
+            quantile(&mut local, 50),
+            quantile(&mut foreign, 50),
+        )
     } else {
-        format!("{:>9} {:>9}", "-", "-")
+        format!("{:>7} {:>7} {:>7} {:>7}", "-", "-", "-", "-")
     };
     let share = if held > 0 && counts.len() > 1 {
         format!("{:5.1}%", held as f64 / span * 100.0)
@@ -192,6 +208,31 @@ fn row(counts: &[u64], mut holds: Vec<Hold>, requests: f64, length: Duration) ->
         jain(counts),
         requests,
     )
+}
+
+/// So many per cent of the figures are smaller than this.
+fn quantile(figures: &mut [f64], percent: usize) -> String {
+    figures.sort_by(f64::total_cmp);
+    match figures.get(figures.len() * percent / 100) {
+        Some(figure) => format!("{figure:.3}"),
+        None => "-".to_owned(),
+    }
+}
+
+/// The median of what a request and its answer take on an idle machine: the least that a hand-off
+/// between processes can take.
+fn bare_request(url: &str) -> Result<Duration, Box<dyn Error>> {
+    const TRIES: usize = 101;
+    let mut connection = redis::Client::open(url)?.get_connection()?;
+    let mut times = Vec::new();
+    for _ in 0..TRIES {
+        std::thread::sleep(Duration::from_millis(5));
+        let sent = Instant::now();
+        redis::cmd("PING").exec(&mut connection)?;
+        times.push(sent.elapsed());
+    }
+    times.sort();
+    Ok(times[TRIES / 2])
 }
 
 /// Jain's fairness index.
@@ -256,6 +297,7 @@ impl Worker {
 
     fn collect(
         &mut self,
+        process: usize,
         counts: &mut Vec<u64>,
         holds: &mut Vec<Hold>,
     ) -> Result<(), Box<dyn Error>> {
@@ -263,7 +305,7 @@ impl Worker {
             let line = line?;
             match line.split_once(' ') {
                 Some(("count", count)) => counts.push(count.parse()?),
-                _ => holds.push(Hold::parse(&line).ok_or("a worker is not understood")?),
+                _ => holds.push(Hold::parse(process, &line).ok_or("a worker is not understood")?),
             }
         }
         let status = self.child.wait()?;

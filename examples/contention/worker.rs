@@ -18,29 +18,35 @@ pub struct Load {
     /// How long it rests before it wants the lock again.
     pub pause: Duration,
     pub handover: Duration,
+    /// Whether it waits for its release, instead of dropping the guard.
+    pub waits: bool,
 }
 
 impl Load {
-    pub fn arguments(&self) -> [String; 4] {
+    pub fn arguments(&self) -> [String; 5] {
         [
             self.tasks.to_string(),
             self.section.as_micros().to_string(),
             self.pause.as_micros().to_string(),
             self.handover.as_micros().to_string(),
+            u8::from(self.waits).to_string(),
         ]
     }
 }
 
 /// When the lock was held, in nanoseconds of the clock that all processes share.
 pub struct Hold {
+    pub process: usize,
     pub from: u64,
     pub until: u64,
 }
 
 impl Hold {
-    pub fn parse(line: &str) -> Option<Self> {
+    /// Reads what a worker wrote.
+    pub fn parse(process: usize, line: &str) -> Option<Self> {
         let (from, until) = line.split_once(' ')?;
         Some(Self {
+            process,
             from: from.parse().ok()?,
             until: until.parse().ok()?,
         })
@@ -55,7 +61,7 @@ pub fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         .iter()
         .map(|number| number.parse::<u64>())
         .collect::<Result<Vec<_>, _>>()?;
-    let [tasks, section, pause, handover, length] = numbers[..] else {
+    let [tasks, section, pause, handover, waits, length] = numbers[..] else {
         return Err("too few numbers".into());
     };
     let load = Arc::new(Load {
@@ -63,6 +69,7 @@ pub fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         section: Duration::from_micros(section),
         pause: Duration::from_micros(pause),
         handover: Duration::from_micros(handover),
+        waits: waits > 0,
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -89,8 +96,8 @@ async fn contend(
     for task in tasks {
         let (count, holds) = task.await??;
         writeln!(output, "count {count}")?;
-        for hold in holds {
-            writeln!(output, "{} {}", hold.from, hold.until)?;
+        for (from, until) in holds {
+            writeln!(output, "{from} {until}")?;
         }
     }
     output.flush()?;
@@ -101,7 +108,7 @@ async fn task(
     lock: Lock,
     load: Arc<Load>,
     end: Instant,
-) -> Result<(u64, Vec<Hold>), redlease::Error> {
+) -> Result<(u64, Vec<(u64, u64)>), redlease::Error> {
     let mut count = 0;
     let mut holds = Vec::new();
     while Instant::now() < end {
@@ -114,8 +121,11 @@ async fn task(
         }
         let from = now();
         tokio::time::sleep(load.section).await;
-        holds.push(Hold { from, until: now() });
-        drop(guard);
+        holds.push((from, now()));
+        match load.waits {
+            true => drop(guard.release().await?),
+            false => drop(guard),
+        }
         tokio::time::sleep(load.pause).await;
     }
     Ok((count, holds))

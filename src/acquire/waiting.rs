@@ -22,7 +22,8 @@
 //!    for the rest of his waiter TTL (or his TTL, if that is shorter), and publishes the value, the
 //!    fencing number, the record's stamp and the *life*: the time from that heartbeat to the key's
 //!    expiry, by the server's clock. The channel is that of the connection that brought the
-//!    heartbeat.
+//!    heartbeat. An empty message to the holder's own channel comes before it and means nothing: it
+//!    only has the server write the grant before the answer to the holder.
 //! 3. Who hears of his grant holds from the stamp for the life, less the margin of P3, and renews.
 //! 4. `enqueue` finds its own value in the lock key if it was granted and did not hear; and if the
 //!    key is free with somebody before it, it makes the grant in the releaser's place.

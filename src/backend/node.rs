@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Client, RedisError, Value};
+use redis::{Client, RedisError};
 use tokio::time::Instant;
 
 use crate::backend::connection::{Connection, Connections, Failure};
@@ -212,6 +212,28 @@ impl Node {
         Ok(beat)
     }
 
+    /// Calls a script that may give the lock to the next waiter, with `more` arguments behind those
+    /// that all of these take.
+    async fn give_up(
+        &self,
+        script: &Script,
+        claim: &Claim,
+        floor: Argument<'_>,
+        more: &script::Arguments<'_>,
+        within: Duration,
+    ) -> Result<Reply, Failure> {
+        let until = Instant::now() + within;
+        let connection = self.connections.get(until).await.map_err(Failure::Fault)?;
+        let way = Arc::clone(&connection);
+        let [used, reserved] = self.to_give_back(claim);
+        let value = Argument::Text(&claim.value);
+        let channel = Argument::Text(way.channel());
+        let arguments = [&[value, floor, FENCE_TTL, used, reserved, channel], more].concat();
+        let keys = claim.key.with_queue();
+        self.call_over(connection, script, &keys, &arguments, until)
+            .await
+    }
+
     /// The last fencing numbers in use and reserved, as the scripts take them: empty if there is
     /// nothing to give back, or if the others of a quorum have them, too.
     fn to_give_back(&self, claim: &Claim) -> [Argument<'static>; 2] {
@@ -241,11 +263,8 @@ impl Backend for Node {
         Box::pin(async move {
             let until = Instant::now() + within;
             let connection = self.connections.get(until).await?;
-            let ping = redis::cmd("PING");
-            match connection.send(&ping, until).await {
-                Ok(_) => Ok(()),
-                Err(failure) => Err(self.fault(failure)),
-            }
+            let pong = connection.send(&redis::cmd("PING"), until).await;
+            pong.map(drop).map_err(|failure| self.fault(failure))
         })
     }
 
@@ -295,11 +314,9 @@ impl Backend for Node {
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
-            let [used, reserved] = self.to_give_back(claim);
-            let value = Argument::Text(&claim.value);
-            let arguments = [value, floor(), FENCE_TTL, used, reserved];
-            let keys = claim.key.with_queue();
-            let reply = self.call(&script::RELEASE, &keys, &arguments, within).await;
+            let reply = self
+                .give_up(&script::RELEASE, claim, floor(), &[], within)
+                .await;
             // A request that was retried was granted, and an earlier try of it may run yet: it
             // must find a leave behind it, too (P10). On the way that this one went it has.
             for way in self.doubts.take(claim) {
@@ -322,18 +339,11 @@ impl Backend for Node {
         within: Duration,
     ) -> Answer<'a, Kept> {
         Box::pin(async move {
-            let [used, reserved] = self.to_give_back(claim);
-            let arguments = [
-                Argument::Text(&claim.value),
-                Argument::Number(fences.first),
-                FENCE_TTL,
-                used,
-                reserved,
-                Argument::Number(claim.ttl_millis()),
-                Argument::Number(fences.count),
-            ];
+            let floor = Argument::Number(fences.first);
+            let ttl = Argument::Number(claim.ttl_millis());
+            let more = [ttl, Argument::Number(fences.count)];
             let reply = self
-                .call(&script::KEEP, &claim.key.with_queue(), &arguments, within)
+                .give_up(&script::KEEP, claim, floor, &more, within)
                 .await;
             match reply {
                 Ok(reply) => match reply.pair()? {
@@ -360,28 +370,16 @@ impl Backend for Node {
                 .call(&script::HOLDER, &[key.name()], &[], within)
                 .await
                 .map_err(|failure| self.fault(failure))?;
-            match &reply.value {
-                Value::Nil => Ok(None),
-                Value::Array(pair) => match &pair[..] {
-                    [Value::BulkString(value), Value::Int(ttl)] => {
-                        Ok(Some(Holder::new(value.clone(), remaining(*ttl))))
-                    }
-                    _ => Err(reply.unexpected()),
-                },
-                _ => Err(reply.unexpected()),
-            }
+            reply.holder()
         })
     }
 
     fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool> {
         Box::pin(async move {
+            let keys = key.with_queue();
+            let arguments = [floor(), FENCE_TTL];
             let reply = self
-                .call(
-                    &script::FORCE_RELEASE,
-                    &key.with_queue(),
-                    &[floor(), FENCE_TTL],
-                    within,
-                )
+                .call(&script::FORCE_RELEASE, &keys, &arguments, within)
                 .await
                 .map_err(|failure| self.fault(failure))?;
             Ok(reply.number()? > 0)

@@ -9,6 +9,7 @@ use crate::backend::Freed;
 use crate::backend::connection::Connection;
 use crate::fault::Fault;
 use crate::lease::clock::Moment;
+use crate::owner::Holder;
 
 pub(super) struct Reply {
     pub(super) connection: Arc<Connection>,
@@ -48,6 +49,19 @@ impl Reply {
             0 => Freed::NotOurs,
             _ => Freed::Freed,
         })
+    }
+
+    pub(super) fn holder(&self) -> Result<Option<Holder>, Fault> {
+        match &self.value {
+            Value::Nil => Ok(None),
+            Value::Array(pair) => match &pair[..] {
+                [Value::BulkString(value), Value::Int(ttl)] => {
+                    Ok(Some(Holder::new(value.clone(), remaining(*ttl))))
+                }
+                _ => Err(self.unexpected()),
+            },
+            _ => Err(self.unexpected()),
+        }
     }
 
     pub(super) fn unexpected(&self) -> Fault {

@@ -13,7 +13,8 @@ if holder == value then
   granted = 2
   redis.call('ZREM', KEYS[3], value)
   redis.call('HDEL', KEYS[4], value)
-  fence = reserve(ARGV[3], ARGV[4], ARGV[5])
+  fence = next_fence(ARGV[3])
+  reserve(fence, ARGV[4], ARGV[5])
 else
   local micros = server_time()
   local now = math.floor(micros / 1000)
@@ -45,6 +46,7 @@ while true do
   redis.call('ZREM', KEYS[3], first)
   redis.call('HDEL', KEYS[4], first)
 end
+local ttl = redis.call('PTTL', KEYS[1])
 redis.call('PEXPIRE', KEYS[3], ARGV[9])
 redis.call('PEXPIRE', KEYS[4], ARGV[9])
-return {0, first == value and 1 or 0, redis.call('PTTL', KEYS[1])}
+return {0, first == value and 1 or 0, ttl}

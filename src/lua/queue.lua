@@ -8,23 +8,29 @@
 --   fences   how many fencing numbers to reserve for it
 --   stamp    the waiter's own clock when it sent that heartbeat; only ever handed back
 --   channel  where it hears of a grant
--- Reads of KEYS[3] and KEYS[4] are followed by a write to them, so that the server does not
--- track them for this client; KEYS[1] is read after its last write, so that it does.
+-- The server tracks all of KEYS for a client at every read by a script, and forgets a key again
+-- when that client writes it. So the reads come before the writes where that costs no call more:
+-- who gives the lock away is not to be told what becomes of it. A script that leaves its caller
+-- holding or waiting reads KEYS[1] after its last write, so that the caller is told.
 
 local function server_time()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Reserves fencing numbers, and returns the first.
-local function reserve(floor, count, counter_ttl)
+-- The first fencing number that is free. Those after `used` up to `reserved` are given back, unless
+-- others have come since: a release that runs late may meet a ghost of its value.
+local function next_fence(floor, used, reserved)
   local fence = tonumber(floor)
-  local last = tonumber(redis.call('GET', KEYS[2]) or 0)
-  if last >= fence then
-    fence = last + 1
+  local last = redis.call('GET', KEYS[2])
+  if last == reserved then
+    last = used
   end
+  return math.max(fence, tonumber(last or 0) + 1)
+end
+
+local function reserve(fence, count, counter_ttl)
   redis.call('SET', KEYS[2], string.format('%.0f', fence + count - 1), 'PX', counter_ttl)
-  return fence
 end
 
 -- The fields of a record, and for how long the waiter still lives; nil if it does not.
@@ -47,8 +53,11 @@ end
 
 -- Gives the lock to the first waiter that lives, and tells it. Returns its value and fencing
 -- number, or nil if nobody waits. The lock key must be free or the caller's. What others put into
--- the queue's place is nobody who waits, and keeps no holder from letting go.
-local function pass_on(floor, counter_ttl, caller)
+-- the place of the queue or of the counter keeps no holder from letting go.
+--   caller   who is not to be told, because the answer tells it
+--   used, reserved   see next_fence
+--   own      the channel of the connection that called
+local function pass_on(floor, counter_ttl, caller, used, reserved, own)
   local now
   while true do
     local first = redis.pcall('ZPOPMIN', KEYS[3])
@@ -60,14 +69,26 @@ local function pass_on(floor, counter_ttl, caller)
     local waiter = living(redis.pcall('HGET', KEYS[4], value), now)
     redis.pcall('HDEL', KEYS[4], value)
     if waiter then
+      local is_counter, fence = pcall(next_fence, floor, used, reserved)
+      if not is_counter then
+        if value == caller then
+          error(fence)
+        end
+        return nil
+      end
       local lease = math.min(waiter.rest, waiter.ttl)
       local set = redis.pcall('SET', KEYS[1], value, 'PX', lease)
       if set.err then
         -- Out of memory: let the lock go free; a heartbeat takes it when there is room.
         return nil
       end
-      local fence = reserve(floor, waiter.fences, counter_ttl)
+      reserve(fence, waiter.fences, counter_ttl)
       if value ~= caller then
+        if own and own ~= waiter.channel then
+          -- The server writes first to the client that had something to be written last. An empty
+          -- message puts our own answer behind the grant, for which somebody waits.
+          redis.pcall('PUBLISH', own, '')
+        end
         -- Where an ACL forbids it, the waiter's heartbeat finds the grant.
         redis.pcall('PUBLISH', waiter.channel, string.format('%.0f\n%d\n%s\n%.0f\n%s\n%s',
           fence, waiter.fences, waiter.stamp, now - waiter.beat + lease, value, KEYS[1]))
