@@ -221,7 +221,12 @@ impl Quorum {
                 return Ok(Some(Holder { ttl, ..holder }));
             }
         }
-        if holders.len() < self.majority {
+        // P13: servers that did not answer may have the key of one who has a majority with them.
+        let could_hold = |holder: &Holder| {
+            let same = holders.iter().flatten().filter(|h| h.value == holder.value);
+            same.count() + faults.len() >= self.majority
+        };
+        if holders.len() < self.majority || holders.iter().flatten().any(could_hold) {
             return Err(self.no_majority(&faults));
         }
         Ok(None)
