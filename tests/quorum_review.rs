@@ -16,6 +16,23 @@ use common::servers::Servers;
 use common::{DEADLINE, eventually, unique_key};
 
 #[tokio::test]
+async fn p2_one_server_under_two_names_counts_once() {
+    let mut servers = Servers::start(2);
+    let again = format!("redis+unix://{}", servers.0[0].socket().display());
+    let urls = [servers.0[0].url(), again, servers.0[1].url()];
+    let locker = Locker::quorum(urls).await.unwrap();
+    let lock = locker.lock(unique_key());
+    let guard = lock.lock().await.unwrap();
+    guard.renew().await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    servers.0[1].kill();
+    let lock = lock.give_up_after(Duration::ZERO);
+    let error = lock.try_lock().await.expect_err("one server of two");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("another name"), "{cause}");
+}
+
+#[tokio::test]
 async fn a_dead_server_is_not_stormed_with_connections() {
     let servers = Servers::start(2);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -372,7 +372,11 @@ impl Connection {
 
     /// The fault of a reply that no script of ours gives.
     pub(crate) fn unexpected(&self, reply: &Value) -> Fault {
-        let text = format!("unexpected reply {reply:?}");
+        self.refusal(format!("unexpected reply {reply:?}"))
+    }
+
+    /// A fault that no retry can help.
+    pub(crate) fn refusal(&self, text: String) -> Fault {
         Fault {
             permanent: true,
             server: Arc::clone(&self.server),
