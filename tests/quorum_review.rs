@@ -95,3 +95,37 @@ async fn p1_p8_many_tasks_on_one_key_have_it_one_at_a_time_with_growing_tokens()
     locker.close(DEADLINE).await.unwrap();
     eventually("all are free", || servers.with_key(lock.key()) == 0).await;
 }
+
+#[tokio::test]
+async fn the_token_does_not_fire_because_of_a_release_that_others_wait_for() {
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker
+        .lock(unique_key())
+        .ttl(Duration::from_secs(3))
+        .renew_every(Duration::from_millis(100));
+    let guard = lock.lock().await.unwrap();
+    let token = guard.lost().clone();
+    let renewals = || servers.0.iter().map(|s| s.calls("pexpire")).min();
+    eventually("the driver's thread has renewed it", || {
+        renewals() >= Some(1)
+    })
+    .await;
+    let next = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.lock().await.unwrap() }
+    });
+    tokio::task::yield_now().await;
+    let release = std::pin::pin!(guard.release());
+    let blocked = async {
+        // The request was carried out, and the caller's only thread is busy.
+        while servers.with_key(lock.key()) > 0 {
+            tokio::task::yield_now().await;
+        }
+        thread::sleep(Duration::from_millis(300));
+    };
+    let (released, ()) = tokio::join!(release, blocked);
+    assert_eq!(released.unwrap(), Released::Freed);
+    assert!(!token.is_cancelled(), "it fired because of the release");
+    drop(next.await.unwrap());
+}
