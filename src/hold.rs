@@ -396,11 +396,10 @@ impl Tenancy {
 
     fn ask_to_keep(&self) -> Answer<'_, Kept> {
         let engine = &self.context.engine;
-        let fences = self.terms.fences_of_a_stretch();
+        let fences = Fences::floor(self.terms.fences_of_a_stretch());
         let within = engine.settings.command_timeout;
-        engine
-            .backend
-            .keep(&self.claim, Fences::floor(fences), within)
+        engine.driver.cede(self.watch);
+        engine.backend.keep(&self.claim, fences, within)
     }
 
     fn keep_in_background(self, lease: Arc<Lease>) {

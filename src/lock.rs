@@ -272,6 +272,13 @@ impl Lock {
 
     /// Tells who has the lock, whoever took it, in whatever language; `None` if nobody has.
     ///
+    /// Over a quorum, who has a majority of the servers; [`Error::Unavailable`] if that depends on
+    /// servers that do not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancelling the call has no effect.
+    ///
     /// # Errors
     ///
     /// [`Error::Refused`] if the key holds something that is not a string, as the locks of
@@ -291,6 +298,10 @@ impl Lock {
     ///
     /// The holder hears of it as [`LostReason::Removed`](crate::LostReason::Removed); until then
     /// it may go on working, so the next holder's fencing token is what keeps them apart.
+    ///
+    /// # Cancel safety
+    ///
+    /// A cancelled call may or may not have taken the lock.
     ///
     /// # Errors
     ///

@@ -71,6 +71,7 @@ impl Locker {
     ///
     /// The servers must not replicate each other. Take an odd number, three or five: an even
     /// number puts up with no more failures than one server less, and is warned of in `tracing`.
+    /// A server under two names counts once, and is warned of at the first acquire.
     ///
     /// # What it buys
     ///

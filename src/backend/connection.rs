@@ -30,6 +30,8 @@ use crate::fault::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
 const QUEUED_REQUESTS: usize = 4096;
+/// Connections that fail at once are at least this far apart.
+const REST: Duration = Duration::from_millis(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How long waiters do without pushes after one did not come.
 const DOUBT: Duration = Duration::from_secs(10);
@@ -55,7 +57,8 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Slot {
     current: Mutex<Option<Arc<Connection>>>,
-    /// Held while opening: contenders wait for one attempt instead of each making their own.
+    /// Held while opening: contenders wait for one attempt instead of each making their own. What
+    /// failed last, and until when that answers for others.
     opening: tokio::sync::Mutex<Option<(Instant, Fault)>>,
 }
 
@@ -99,8 +102,8 @@ impl Connections {
         if let Some(connection) = slot.usable() {
             return Ok(connection);
         }
-        if let Some((when, fault)) = &*last_failure
-            && *when >= asked
+        if let Some((until, fault)) = &*last_failure
+            && *until >= asked
         {
             return Err(fault.clone());
         }
@@ -112,7 +115,10 @@ impl Connections {
                 Ok(connection)
             }
             Err(fault) => {
-                *last_failure = Some((Instant::now(), fault.clone()));
+                let now = Instant::now();
+                // A server that refuses at once would be stormed by all who could do without it.
+                let rest = REST.saturating_sub(now - asked);
+                *last_failure = Some((now + rest, fault.clone()));
                 Err(fault)
             }
         }
@@ -366,7 +372,11 @@ impl Connection {
 
     /// The fault of a reply that no script of ours gives.
     pub(crate) fn unexpected(&self, reply: &Value) -> Fault {
-        let text = format!("unexpected reply {reply:?}");
+        self.refusal(format!("unexpected reply {reply:?}"))
+    }
+
+    /// A fault that no retry can help.
+    pub(crate) fn refusal(&self, text: String) -> Fault {
         Fault {
             permanent: true,
             server: Arc::clone(&self.server),

@@ -126,16 +126,17 @@ impl Node {
         ];
         let (reply, doubt) = self.create(claim, script, keys, &arguments, within).await?;
         let attempt = match reply.pair()? {
-            (1, first) => Attempt::Granted {
+            (1, first) => Ok(Attempt::Granted {
                 fences: fences.granted_from(first),
                 deadline: claim.deadline(reply.sent),
-            },
-            (_, ttl) => Attempt::Held {
+            }),
+            (2, _) => Err(reply.same_server()),
+            (_, ttl) => Ok(Attempt::Held {
                 ttl: remaining(ttl),
-            },
+            }),
         };
         doubt.settle();
-        Ok(attempt)
+        attempt
     }
 
     /// Calls a script that may set the lock key. The claim is in doubt until the reply was
@@ -399,11 +400,9 @@ impl Queue for Node {
 
     fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
-            let arguments = leaving(claim);
-            let reply = self
-                .call(&script::LEAVE, &claim.key.with_queue(), &arguments, within)
-                .await;
-            self.freed(reply)
+            let (keys, arguments) = (claim.key.with_queue(), leaving(claim));
+            let reply = self.call(&script::LEAVE, &keys, &arguments, within);
+            self.freed(reply.await)
         })
     }
 

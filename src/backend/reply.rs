@@ -64,6 +64,12 @@ impl Reply {
         }
     }
 
+    /// The fault of a server that is in a quorum twice.
+    pub(super) fn same_server(&self) -> Fault {
+        let text = "another name of a server of this quorum";
+        self.connection.refusal(text.to_owned())
+    }
+
     pub(super) fn unexpected(&self) -> Fault {
         self.connection.unexpected(&self.value)
     }

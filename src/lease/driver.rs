@@ -128,6 +128,12 @@ impl Driver {
         self.roster.lock().remove(id)
     }
 
+    /// Notes that the holder lets go, and that it may be by his own request that the key is
+    /// another's from now on: that is no loss.
+    pub(crate) fn cede(&self, id: u64) {
+        self.roster.lock().cede(id);
+    }
+
     /// Goes over to the next holder's lease on the same claim; `None` if it was lost meanwhile.
     pub(crate) fn hand_over(
         &self,
@@ -247,7 +253,8 @@ impl Driver {
             }
         };
         drop(roster);
-        if let Some(watch) = watch {
+        // Whoever cedes a claim ends its turn, too.
+        if let Some(watch) = watch.filter(|watch| !watch.is_ceded) {
             watch.lease.lose(reason);
             self.tell_loss(&watch);
         }

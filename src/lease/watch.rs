@@ -39,6 +39,8 @@ pub(crate) struct Watch {
     pub(super) granted_until: Moment,
     pub(super) attend_at: Moment,
     pub(super) in_flight: bool,
+    /// The holder lets go: he asked Redis to keep the claim or to pass it on.
+    pub(super) is_ceded: bool,
     /// Redis told of a change while a request was under way that may have run before it.
     pub(super) again: bool,
     /// The next question asks without extending.
@@ -67,6 +69,7 @@ impl Watch {
             granted_until,
             attend_at: Moment::NEVER,
             in_flight: false,
+            is_ceded: false,
             again: false,
             only_look: false,
             ear: Some(ear),

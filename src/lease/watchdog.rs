@@ -87,6 +87,13 @@ impl Roster {
         Some(watch)
     }
 
+    /// Marks a lease whose holder lets go, until the next one has it.
+    pub(crate) fn cede(&mut self, id: u64) {
+        if let Some(watch) = self.entries.get_mut(&id) {
+            watch.is_ceded = true;
+        }
+    }
+
     /// Puts a new holder's lease in the place of the present one's: the claim lives on. Says, too,
     /// whether the driver must be woken: the new holder's `max_hold` may end before anything else
     /// does (P4). `None` if the claim is no longer on the roster.
@@ -102,6 +109,7 @@ impl Roster {
         }
         watch.lease = Arc::new(lease(watch.granted_until));
         watch.turn = turn;
+        watch.is_ceded = false;
         let lease = Arc::clone(&watch.lease);
         Some((lease, self.refile(id)))
     }

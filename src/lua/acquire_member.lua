@@ -2,12 +2,14 @@
 -- KEYS[1] lock key   KEYS[2] fencing counter   KEYS[3] value of the claim that wrote the counter
 -- ARGV[1] value   ARGV[2] ttl, ms   ARGV[3] floor of the fence (wall clock, us)
 -- ARGV[4] how many fencing numbers to reserve   ARGV[5] how long the counter lives, ms
--- Returns {1, first fencing number} or {0, PTTL of the key that is in the way}.
+-- Returns {1, first fencing number}, {0, PTTL of the key that is in the way}, or {2, 0}: the value
+-- is here already. A quorum asks each server once for each value, so this server is asked under
+-- two names, and must not count twice.
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  if redis.call('GET', KEYS[1]) ~= ARGV[1] then
-    return {0, redis.call('PTTL', KEYS[1])}
+  if redis.call('GET', KEYS[1]) == ARGV[1] then
+    return {2, 0}
   end
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+  return {0, redis.call('PTTL', KEYS[1])}
 end
 local fence = tonumber(ARGV[3])
 local last = redis.call('GET', KEYS[2])

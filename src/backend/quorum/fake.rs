@@ -26,6 +26,7 @@ pub(super) struct Fake {
     fails: AtomicBool,
     holds: AtomicBool,
     thaw: Notify,
+    distance: Mutex<Duration>,
     /// Requests that can set the key get lost on the way, and arrive much later.
     delays: AtomicBool,
     pub(super) late: Mutex<Vec<Late>>,
@@ -58,6 +59,7 @@ impl Fake {
             fails: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             thaw: Notify::new(),
+            distance: Mutex::default(),
             delays: AtomicBool::new(false),
             late: Mutex::default(),
             log: Mutex::default(),
@@ -77,6 +79,10 @@ impl Fake {
         self.thaw.notify_waiters();
     }
 
+    pub(super) fn answer_after(&self, distance: Duration) {
+        *self.distance.lock() = distance;
+    }
+
     async fn pass<T>(
         &self,
         name: &'static str,
@@ -92,6 +98,10 @@ impl Fake {
             return Err(fault());
         }
         self.log.lock().push(name);
+        let distance = *self.distance.lock();
+        if !distance.is_zero() {
+            tokio::time::sleep(distance).await;
+        }
         answer.await
     }
 

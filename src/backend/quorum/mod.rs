@@ -61,8 +61,9 @@ use self::stake::Stake;
 /// having.
 const SHARE_OF_TTL: u32 = 4;
 /// When a majority has answered and none has granted, the others get so many times as long to
-/// tip the balance, and at least this long.
+/// tip the balance, and at least this long, and so many times what they usually take.
 const LATENESS: u32 = 4;
+const LATENESS_OF_ITS_OWN: u32 = 2;
 const LEAST_PATIENCE: Duration = Duration::from_millis(2);
 
 /// A majority of backends, as one.
@@ -112,7 +113,7 @@ impl Quorum {
             let (seat, claim, stake) = (Arc::clone(seat), Arc::clone(claim), Arc::clone(stake));
             round.ask(member, async move {
                 let request = seat.member.acquire(&claim, fences, within);
-                let answer = stake.create(member, request).await;
+                let answer = stake.create(member, seat.timed(request)).await;
                 if let Some(Ok(Attempt::Held { .. })) = answer {
                     stake.note_refusal(member);
                 }
@@ -148,7 +149,10 @@ impl Quorum {
             }
             if answers >= self.majority {
                 // The others may split the vote for as long as a silent server is waited for.
-                until = until.min(Instant::now() + start.elapsed() * LATENESS + LEAST_PATIENCE);
+                let missing = round.members().map(|member| self.seats[member].usual());
+                let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
+                let patience = start.elapsed() * (LATENESS + 1) + LEAST_PATIENCE;
+                until = until.min(start + patience.max(usual));
             }
         }
         if grants.len() + ttls.len() < self.majority {
@@ -221,7 +225,12 @@ impl Quorum {
                 return Ok(Some(Holder { ttl, ..holder }));
             }
         }
-        if holders.len() < self.majority {
+        // P13: servers that did not answer may have the key of one who has a majority with them.
+        let could_hold = |holder: &Holder| {
+            let same = holders.iter().flatten().filter(|h| h.value == holder.value);
+            same.count() + faults.len() >= self.majority
+        };
+        if holders.len() < self.majority || holders.iter().flatten().any(could_hold) {
             return Err(self.no_majority(&faults));
         }
         Ok(None)

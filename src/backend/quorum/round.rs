@@ -26,6 +26,11 @@ impl<T> Round<T> {
         self.asks.len()
     }
 
+    /// Whose answers are still to come.
+    pub(super) fn members(&self) -> impl Iterator<Item = usize> {
+        self.asks.iter().map(|(member, _)| *member)
+    }
+
     /// The next answer, and whose it is; `None` when all are in.
     pub(super) async fn next(&mut self) -> Option<(usize, T)> {
         poll_fn(|context| {

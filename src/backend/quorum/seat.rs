@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -18,11 +20,15 @@ use crate::fault::Fault;
 const RETRIES: usize = 64;
 const FIRST_RETRY: Duration = Duration::from_millis(20);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
+/// One answer counts for this share of what is usual.
+const NEWEST_SHARE: u32 = 4;
 
 /// A server of the quorum.
 pub(super) struct Seat {
     pub(super) member: Arc<dyn Member>,
     retries: Arc<Semaphore>,
+    usual: Mutex<Option<Duration>>,
+    has_complained: AtomicBool,
 }
 
 impl Seat {
@@ -30,7 +36,43 @@ impl Seat {
         Arc::new(Self {
             member,
             retries: Arc::new(Semaphore::new(RETRIES)),
+            usual: Mutex::new(None),
+            has_complained: AtomicBool::new(false),
         })
+    }
+
+    /// How long the server takes to answer, as a rule; nothing before its first answer.
+    pub(super) fn usual(&self) -> Duration {
+        self.usual.lock().unwrap_or_default()
+    }
+
+    /// Watches a request to the server: how long an answer takes, and whether it refuses for good,
+    /// which nobody else would tell while the others are a majority.
+    pub(super) async fn timed<T>(
+        &self,
+        request: impl Future<Output = Result<T, Fault>>,
+    ) -> Result<T, Fault> {
+        let start = Instant::now();
+        let answer = request.await;
+        match &answer {
+            Ok(_) => {
+                let newest = start.elapsed();
+                let mut usual = self.usual.lock();
+                let before = usual.unwrap_or(newest);
+                *usual = Some((before * (NEWEST_SHARE - 1) + newest) / NEWEST_SHARE);
+            }
+            Err(fault) if fault.permanent => {
+                if !self.has_complained.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        server = %fault.server,
+                        cause = %fault.cause,
+                        "a server of the quorum refuses requests"
+                    );
+                }
+            }
+            Err(_) => {}
+        }
+        answer
     }
 
     /// Frees the key at one server. What cannot be done at once is done behind the scenes.
@@ -46,7 +88,7 @@ impl Seat {
         async move {
             let _releasing = releasing;
             let overtakes = !stake.is_quiet(member);
-            let answer = seat.member.release(&claim, within).await;
+            let answer = seat.timed(seat.member.release(&claim, within)).await;
             let answer = answer.map(|freed| stake.note_release(member, freed));
             if overtakes {
                 tokio::spawn(seat.free_again(claim, stake, member, within));

@@ -118,6 +118,55 @@ async fn a_split_vote_does_not_wait_for_a_silent_member() {
     );
 }
 
+/// Patience with the slow is measured by what they usually take, not by how fast the others are.
+#[tokio::test(start_paused = true)]
+async fn a_distant_member_can_tip_the_balance() {
+    let f = Fixture::new(3);
+    f.fakes[1]
+        .memory
+        .acquire(&f.claim("other"), Fences::floor(1), WITHIN)
+        .await
+        .unwrap();
+    f.fakes[2].answer_after(Duration::from_millis(200));
+    for attempt in 0..5 {
+        let claim = f.claim(&format!("attempt {attempt}"));
+        if let Attempt::Granted { .. } = f.acquire(&claim).await.unwrap() {
+            return;
+        }
+        for cleanup in f.quorum.disown(&claim) {
+            cleanup.run.await.unwrap();
+        }
+        f.quorum.settle(&claim, WITHIN).await;
+    }
+    panic!("two of three servers are free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn p13_a_holder_that_a_silent_member_could_confirm_is_unknown() {
+    let f = Fixture::new(3);
+    let claim = f.granted("a").await;
+    let holder = f.quorum.holder(&f.key, WITHIN).await.unwrap();
+    assert_eq!(holder.unwrap().value, b"a");
+    f.fakes[1].memory.release(&claim, WITHIN).await.unwrap();
+    f.fakes[2].fail(true);
+    assert!(f.quorum.holder(&f.key, WITHIN).await.is_err());
+    f.fakes[0].memory.release(&claim, WITHIN).await.unwrap();
+    assert!(f.quorum.holder(&f.key, WITHIN).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_no_majority_agrees_on_has_no_holder() {
+    let f = Fixture::new(3);
+    for (fake, value) in f.fakes.iter().zip(["a", "b", "c"]) {
+        let memory = &fake.memory;
+        memory
+            .acquire(&f.claim(value), Fences::floor(1), WITHIN)
+            .await
+            .unwrap();
+    }
+    assert!(f.quorum.holder(&f.key, WITHIN).await.unwrap().is_none());
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_a_majority_that_does_not_answer_is_a_fault() {
     let f = Fixture::new(5);
