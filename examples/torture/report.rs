@@ -6,6 +6,7 @@ use crate::Plan;
 use crate::checker::Findings;
 use crate::faults::Class;
 use crate::history::MS;
+use crate::minority::Minority;
 use crate::resource::Tally;
 use crate::workers::Usage;
 
@@ -16,6 +17,8 @@ const MORE_KILOBYTES: u64 = 64 * 1024;
 
 pub struct Outcome {
     pub findings: Findings,
+    /// What was seen of a quorum with a minority in trouble.
+    pub minority: Minority,
     pub tally: Tally,
     pub hung: Vec<String>,
     /// What is left on the server at the end, and should not be.
@@ -30,6 +33,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn problems(&self, class: Class) -> Vec<String> {
         let mut problems = self.findings.violations.clone();
+        problems.extend(self.minority.violations.iter().cloned());
         problems.extend(self.hung.iter().cloned());
         if self.tally.lost_fenced > 0 {
             problems.push(format!("fencing: {} lost updates", self.tally.lost_fenced));
@@ -76,6 +80,7 @@ impl Outcome {
                 "fault",
                 format!("{} ({class:?}), seed {}", plan.title, plan.seed),
             ),
+            ("servers", plan.servers.to_string()),
             (
                 "length",
                 format!("{seconds:.1} s, {} disturbances", self.disturbances),
@@ -114,6 +119,16 @@ impl Outcome {
         ];
         for (name, value) in rows {
             println!("{name:32} {value}");
+        }
+        if plan.servers > 1 {
+            let Minority {
+                troubles,
+                holds,
+                losses,
+                ..
+            } = self.minority;
+            let text = format!("{troubles} times, {holds} holds, {losses} losses");
+            println!("{:32} {text}", "only a minority in trouble");
         }
         let mut errors: Vec<_> = self.errors.iter().collect();
         errors.sort();

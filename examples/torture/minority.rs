@@ -1,0 +1,64 @@
+//! P2: with a minority of the servers in trouble, locks go on as if nothing had happened.
+
+use crate::history::{MS, Record};
+use crate::target::Trouble;
+
+/// How long after a trouble of a majority nothing is asked of the locks.
+const RECOVERY: u64 = 1500 * MS;
+/// How long a trouble must last to say something.
+const LONG: u64 = 400 * MS;
+
+/// What was seen while a majority worked all the time.
+#[derive(Debug, Default)]
+pub struct Minority {
+    /// The troubles that could be judged.
+    pub troubles: usize,
+    pub holds: usize,
+    /// Leases that ran out although their process was not paused.
+    pub losses: usize,
+    pub violations: Vec<String>,
+}
+
+pub fn check(record: &Record, troubles: &[Trouble]) -> Minority {
+    let mut seen = Minority::default();
+    for (index, trouble) in troubles.iter().enumerate() {
+        let (from, until) = (trouble.from, trouble.until);
+        let is_alone = troubles.iter().enumerate().all(|(other_index, other)| {
+            let recovered = match other.spares_a_majority {
+                true => other.until,
+                false => other.until + RECOVERY,
+            };
+            other_index == index || other.from > until || recovered < from
+        });
+        if !trouble.spares_a_majority || !is_alone || until - from < LONG {
+            continue;
+        }
+        seen.troubles += 1;
+        let during = |at: u64| (from..until).contains(&at);
+        let guards = record
+            .claims
+            .iter()
+            .filter_map(|claim| Some((claim, claim.guard.as_ref()?)));
+        let holds = guards
+            .clone()
+            .filter(|(_, guard)| during(guard.got))
+            .count();
+        seen.holds += holds;
+        if holds == 0 {
+            let length = (until - from) / MS;
+            let text = format!("P2: nothing was locked for {length} ms, with a majority at work");
+            seen.violations.push(text);
+        }
+        seen.losses += guards
+            .filter(|(claim, guard)| {
+                guard.lost.as_ref().is_some_and(|(at, _, reason)| {
+                    let was_paused = record.pauses.iter().any(|&(lane, began, ended)| {
+                        lane == claim.lane && ended > guard.got && began < *at
+                    });
+                    reason == "expired" && during(*at) && guard.got > from && !was_paused
+                })
+            })
+            .count();
+    }
+    seen
+}
