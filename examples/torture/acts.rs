@@ -15,6 +15,8 @@ use crate::target::{Outcome, Scope, Target};
 
 /// By how much a server that forgot its keys comes back after the last of them has expired.
 const LATE: u64 = 100;
+/// How far a clock may be off in one part of a million: P1 allows 1 %.
+const DRIFT: i32 = 9_000;
 /// How long locks are taken without the servers that are to be asked later.
 const ABSENCE: Duration = Duration::from_millis(400);
 
@@ -105,8 +107,19 @@ impl Target {
                 sleep(length).await;
                 tell(&servers, &["CONFIG", "SET", "maxmemory", "0"])?;
             }
-            Fault::FlushAll | Fault::RestartEmpty | Fault::Evict => {
-                self.forget(fault, scope).await?;
+            Fault::ClockRate => {
+                let mut servers = self.take(&scope.nodes).await;
+                for server in &mut servers {
+                    let drift = f64::from(random.i32(-DRIFT..=DRIFT)) / 1e6;
+                    server.clock()?.run_at(1.0 + drift)?;
+                }
+                sleep(length).await;
+                for server in &mut servers {
+                    server.clock()?.run_at(1.0)?;
+                }
+            }
+            Fault::FlushAll | Fault::RestartEmpty | Fault::Evict | Fault::ClockStep => {
+                self.forget(fault, scope, random).await?;
             }
             Fault::Promote => self.promote(scope).await?,
         }
@@ -167,7 +180,7 @@ impl Target {
     /// The servers forget while some holders are cut off and cannot hear of it. Where they are a
     /// minority, locks are held by just so many servers more as make a majority: the others were
     /// not there when they were taken, and know nothing of them.
-    async fn forget(&self, fault: Fault, scope: &Scope) -> Outcome {
+    async fn forget(&self, fault: Fault, scope: &Scope, random: &mut fastrand::Rng) -> Outcome {
         let absent = self.absent(&scope.nodes);
         let mut all = [&scope.nodes[..], &absent].concat();
         all.sort_unstable();
@@ -191,6 +204,15 @@ impl Target {
                     server.kill();
                     server.forget_data();
                     server.restart()?;
+                }
+            }
+            Fault::ClockStep => {
+                // Forward all keys expire at once, backward they stay for longer.
+                let seconds = 0.3 + 2.0 * random.f64();
+                let is_backward = random.u32(..4) == 0;
+                let by = if is_backward { -seconds } else { seconds };
+                for server in &mut hit {
+                    server.clock()?.step(by)?;
                 }
             }
             _ => hit.iter().try_for_each(|server| evict(server))?,

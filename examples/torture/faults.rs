@@ -60,15 +60,23 @@ faults! {
     "script-flush" ScriptFlush Servers Safe
     "out-of-memory" OutOfMemory Servers Safe
     "block" Block Workers Safe
+    "clock-rate" ClockRate Servers Safe
     "flushall" FlushAll Servers Unsafe
     "restart-empty" RestartEmpty Servers Unsafe
     "evict" Evict Servers Unsafe
     "promote" Promote Servers Unsafe
+    "clock-step" ClockStep Servers Unsafe
 }
 
 impl Fault {
     /// Whether the fault says something about a quorum only.
     pub fn needs_several(self) -> bool {
         matches!(self, Self::CutLinks | Self::RestartEmptyLate)
+    }
+
+    /// Whether the servers need clocks of their own: not to be had everywhere, so no part of a
+    /// mix, which a seed makes the same on all machines.
+    pub fn needs_clocks(self) -> bool {
+        matches!(self, Self::ClockRate | Self::ClockStep)
     }
 }

@@ -8,6 +8,7 @@
 //!   it, at times a majority or all. A worker can lose all servers or some of them.
 //! * `--fault NAME`: one fault, several (`freeze,cut`), `none`, `mix` (all safe ones, two at a
 //!   time) or `unsafe` (those under which Redis forgets the lock: the checker must see it).
+//!   `clock-rate` and `clock-step` need Debian's `faketime`, and are in neither.
 //! * `--page FILE.html`: also draws the run, best one of ten seconds; the SVG is put beside it.
 //! * `--list`: names the faults.
 //! * `--mutations [NAME …]`: breaks the crate itself in several ways, one after another; each must be
@@ -17,6 +18,7 @@
 
 mod acts;
 mod checker;
+mod clock;
 mod faults;
 mod history;
 mod majority;
@@ -134,7 +136,7 @@ impl Plan {
         let is_possible = |fault: &Fault| self.servers > 1 || !fault.needs_several();
         let of_class = |class| {
             let all = Fault::ALL.iter().copied();
-            all.filter(move |f| f.class() == class && is_possible(f))
+            all.filter(move |f| f.class() == class && is_possible(f) && !f.needs_clocks())
                 .collect()
         };
         let one = |name: &str| {
@@ -151,6 +153,10 @@ impl Plan {
             "unsafe" => Ok(of_class(Class::Unsafe)),
             names => names.split(',').map(one).collect(),
         }
+    }
+
+    fn needs_clocks(&self) -> bool {
+        self.faults.iter().any(|fault| fault.needs_clocks())
     }
 
     fn class(&self) -> Class {
@@ -174,7 +180,11 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     resource.serve(tokio::net::UnixListener::bind(&socket)?, &history);
     let mut nodes = Vec::new();
     for number in 0..plan.servers {
-        let server = Server::start(folder.path().join(format!("server-{number}")))?;
+        let folder = folder.path().join(format!("server-{number}"));
+        let server = match plan.needs_clocks() {
+            true => Server::start_with_clock(folder)?,
+            false => Server::start(folder)?,
+        };
         nodes.push(Node {
             proxies: Proxies::start(WORKERS, server.port).await?,
             server: tokio::sync::Mutex::new(server),

@@ -8,30 +8,49 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::clock::{self, Clock};
+
 const START: Duration = Duration::from_secs(20);
 
 pub struct Server {
     child: Child,
     pub port: u16,
     folder: PathBuf,
+    /// Its clock, if that is not the machine's.
+    clock: Option<Clock>,
 }
 
 impl Server {
     /// Starts a server that writes each change to its log before it answers, so that a killed one
     /// comes back with all that it acknowledged.
     pub fn start(folder: PathBuf) -> io::Result<Self> {
+        Self::with_clock(folder, None)
+    }
+
+    /// The same, with a clock of its own.
+    pub fn start_with_clock(folder: PathBuf) -> io::Result<Self> {
+        let library = clock::library().ok_or(io::Error::other(
+            "the library of faketime is not there; install it: apt-get install -y faketime",
+        ))?;
+        let clock = Clock::new(library, &folder);
+        Self::with_clock(folder, Some(clock))
+    }
+
+    fn with_clock(folder: PathBuf, mut clock: Option<Clock>) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         for _ in 0..5 {
             let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-            let child = spawn(port, &folder)?;
+            let child = spawn(port, &folder, clock.as_mut())?;
             let mut server = Self {
                 child,
                 port,
                 folder: folder.clone(),
+                clock,
             };
             if server.comes_up()? {
                 return Ok(server);
             }
+            clock = server.clock.take();
         }
         Err(io::Error::other("redis-server does not start"))
     }
@@ -51,12 +70,18 @@ impl Server {
 
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill();
-        self.child = spawn(self.port, &self.folder)?;
+        self.child = spawn(self.port, &self.folder, self.clock.as_mut())?;
         if self.comes_up()? {
             Ok(())
         } else {
             Err(io::Error::other("redis-server does not come back"))
         }
+    }
+
+    /// Its clock, if it has one of its own.
+    pub fn clock(&mut self) -> io::Result<&mut Clock> {
+        let error = || io::Error::other("the server goes by the clock of the machine");
+        self.clock.as_mut().ok_or_else(error)
     }
 
     pub fn connect(&self) -> redis::RedisResult<redis::Connection> {
@@ -104,8 +129,12 @@ pub fn signal_to(pid: u32, signal: Signal) {
     }
 }
 
-fn spawn(port: u16, folder: &Path) -> io::Result<Child> {
-    Command::new("redis-server")
+fn spawn(port: u16, folder: &Path, clock: Option<&mut Clock>) -> io::Result<Child> {
+    let mut command = Command::new("redis-server");
+    if let Some(clock) = clock {
+        clock.rule(&mut command)?;
+    }
+    command
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
         .args(["--save", "", "--appendonly", "yes"])
         .args(["--appendfsync", "no", "--repl-diskless-sync-delay", "0"])
