@@ -1,14 +1,14 @@
 //! What each fault does.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
 use crate::faults::Fault;
-use crate::history::{TTLS, now};
+use crate::history::{TTLS, key, now};
 use crate::proxy::Mode;
 use crate::server::{Server, signal_to};
 use crate::target::{Outcome, Scope, Target};
@@ -17,6 +17,7 @@ use crate::target::{Outcome, Scope, Target};
 const LATE: u64 = 100;
 /// How long locks are taken without the servers that are to be asked later.
 const ABSENCE: Duration = Duration::from_millis(400);
+const AHEAD: Duration = Duration::from_secs(3600);
 
 impl Target {
     pub async fn act(&self, fault: Fault, scope: &Scope, random: &mut fastrand::Rng) -> Outcome {
@@ -109,6 +110,7 @@ impl Target {
                 self.forget(fault, scope).await?;
             }
             Fault::Promote => self.promote(scope).await?,
+            Fault::Lag => self.lag(scope, random).await?,
         }
         Ok(())
     }
@@ -218,6 +220,38 @@ impl Target {
         links.collect()
     }
 
+    /// One server answers late, keeps losing lock keys, and its counters lag behind those of the
+    /// others, which clients raised whose clock is an hour ahead. So the numbers of a majority differ
+    /// all the time, and locks change hands in the middle of an acquisition.
+    async fn lag(&self, scope: &Scope, random: &mut fastrand::Rng) -> Outcome {
+        let everywhere: Vec<usize> = (0..self.nodes.len()).collect();
+        let servers = self.take(&everywhere).await;
+        let mut connections = Vec::new();
+        for server in &servers {
+            connections.push(server.connect()?);
+        }
+        let hit = scope.nodes[0];
+        let mut late = connections.swap_remove(hit);
+        let links: Vec<_> = (0..self.workers.count()).map(|lane| (lane, hit)).collect();
+        for link in &links {
+            let delay = Duration::from_millis(random.u64(1..6));
+            self.set(&[*link], Mode::Delay(delay), Mode::Pass);
+        }
+        let until = now() + u64::try_from(scope.length.as_nanos())?;
+        while now() < until {
+            let number = (SystemTime::now().duration_since(UNIX_EPOCH)? + AHEAD).as_micros();
+            for connection in &mut connections {
+                raise_counters(connection, number)?;
+            }
+            for _ in 0..10 {
+                delete_locks(&mut late)?;
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        self.calm(&links);
+        Ok(())
+    }
+
     /// Replicas take over that lack what was written last.
     async fn promote(&self, scope: &Scope) -> Outcome {
         let mut masters = self.take(&scope.nodes).await;
@@ -248,6 +282,23 @@ impl Target {
         self.calm(&links);
         Ok(())
     }
+}
+
+/// Deletes all lock keys.
+fn delete_locks(connection: &mut redis::Connection) -> redis::RedisResult<()> {
+    let keys: Vec<_> = (0..TTLS.len()).map(key).collect();
+    redis::cmd("DEL").arg(keys).exec(connection)
+}
+
+/// Does to the counters what a client does that got all locks with its clock an hour ahead.
+fn raise_counters(connection: &mut redis::Connection, number: u128) -> redis::RedisResult<()> {
+    let mut pipe = redis::pipe();
+    for index in 0..TTLS.len() {
+        let fence = format!("{{{}}}:fence", key(index));
+        pipe.set(&fence, number.to_string());
+        pipe.set(format!("{fence}-owner"), "ahead of its time");
+    }
+    pipe.exec(connection)
 }
 
 fn tell(servers: &[MutexGuard<'_, Server>], words: &[&str]) -> redis::RedisResult<()> {
