@@ -254,7 +254,7 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
         Ok(troubles) => troubles.clone(),
         Err(_) => return Err("the faults have failed".into()),
     };
-    let minority = history.with(|record| minority::check(record, &troubles));
+    let minority = history.with(|record| minority::check(record, &troubles, &findings.overlaps));
     if let Some(page) = &plan.page {
         history.with(|record| picture::draw(record, &findings, plan, (from, end), page))?;
     }

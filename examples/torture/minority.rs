@@ -1,5 +1,7 @@
-//! P2: with a minority of the servers in trouble, locks go on as if nothing had happened.
+//! P2: with a minority of the servers in trouble, locks go on as if nothing had happened; and what
+//! happens if a minority forgets its keys.
 
+use crate::checker::Overlap;
 use crate::history::{MS, Record};
 use crate::target::Trouble;
 
@@ -16,10 +18,11 @@ pub struct Minority {
     pub holds: usize,
     /// Leases that ran out although their process was not paused.
     pub losses: usize,
+    pub overlaps: usize,
     pub violations: Vec<String>,
 }
 
-pub fn check(record: &Record, troubles: &[Trouble]) -> Minority {
+pub fn check(record: &Record, troubles: &[Trouble], overlaps: &[Overlap]) -> Minority {
     let mut seen = Minority::default();
     for (index, trouble) in troubles.iter().enumerate() {
         let (from, until) = (trouble.from, trouble.until);
@@ -44,6 +47,7 @@ pub fn check(record: &Record, troubles: &[Trouble]) -> Minority {
             .filter(|(_, guard)| during(guard.got))
             .count();
         seen.holds += holds;
+        seen.overlaps += overlaps.iter().filter(|o| during(o.from)).count();
         if holds == 0 {
             let length = (until - from) / MS;
             let text = format!("P2: nothing was locked for {length} ms, with a majority at work");

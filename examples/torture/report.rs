@@ -120,13 +120,11 @@ impl Outcome {
             println!("{name:32} {value}");
         }
         if plan.servers > 1 {
-            let Minority {
-                troubles,
-                holds,
-                losses,
-                ..
-            } = self.minority;
-            let text = format!("{troubles} times, {holds} holds, {losses} losses");
+            let seen = &self.minority;
+            let text = format!(
+                "{} times, {} holds, {} losses, {} overlaps",
+                seen.troubles, seen.holds, seen.losses, seen.overlaps
+            );
             println!("{:32} {text}", "only a minority in trouble");
         }
         let mut errors: Vec<_> = self.errors.iter().collect();
