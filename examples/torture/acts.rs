@@ -170,34 +170,28 @@ impl Target {
     /// minority, locks are held by just so many servers more as make a majority: the others were
     /// not there when they were taken, and know nothing of them.
     async fn forget(&self, fault: Fault, scope: &Scope) -> Outcome {
+        let mut servers = self.take(&scope.nodes).await;
         let absent = self.absent(&scope.nodes);
-        let mut all = [&scope.nodes[..], &absent].concat();
-        all.sort_unstable();
-        let mut servers = self.take(&all).await;
-        let is_hit = |index: usize| scope.nodes.contains(&all[index]);
-        let (mut hit, mut away) = (Vec::new(), Vec::new());
-        for (index, server) in servers.drain(..).enumerate() {
-            let side = if is_hit(index) { &mut hit } else { &mut away };
-            side.push(server);
-        }
+        let away = ways(0..self.workers.count(), &absent);
         if !away.is_empty() {
-            away.iter().for_each(|server| server.signal(Signal::STOP));
+            self.set(&away, Mode::Hold, Mode::Hold);
             sleep(ABSENCE).await;
         }
-        let links = self.links_of(&scope.lanes);
-        self.set(&links, Mode::Hold, Mode::Hold);
+        let links = self.hold(&scope.lanes).await;
         match fault {
-            Fault::FlushAll => tell(&hit, &["FLUSHALL"])?,
+            Fault::FlushAll => tell(&servers, &["FLUSHALL"])?,
             Fault::RestartEmpty => {
-                for server in &mut hit {
+                for server in &mut servers {
                     server.kill();
                     server.forget_data();
                     server.restart()?;
                 }
             }
-            _ => hit.iter().try_for_each(|server| evict(server))?,
+            _ => servers.iter().try_for_each(|server| evict(server))?,
         }
-        away.iter().for_each(|server| server.signal(Signal::CONT));
+        // What the holders sent to the absent ones stays where it is.
+        let back = away.iter().filter(|way| !links.contains(way));
+        self.calm(&back.copied().collect::<Vec<_>>());
         sleep(scope.length).await;
         self.calm(&links);
         Ok(())
@@ -212,12 +206,16 @@ impl Target {
         others.take(self.minority()).collect()
     }
 
-    fn links_of(&self, lanes: &[usize]) -> Vec<(usize, usize)> {
-        let nodes = 0..self.nodes.len();
-        let links = lanes
-            .iter()
-            .flat_map(|&lane| nodes.clone().map(move |n| (lane, n)));
-        links.collect()
+    /// Cuts lanes off, and has those of their tasks that hold a lock go on with it.
+    async fn hold(&self, lanes: &[usize]) -> Vec<(usize, usize)> {
+        let everywhere: Vec<usize> = (0..self.nodes.len()).collect();
+        let links = ways(lanes.iter().copied(), &everywhere);
+        for &lane in lanes {
+            self.workers.order(lane, "linger 500");
+        }
+        self.set(&links, Mode::Hold, Mode::Hold);
+        sleep(Duration::from_millis(10)).await;
+        links
     }
 
     /// One server answers late, keeps losing lock keys, and its counters lag behind those of the
@@ -265,8 +263,7 @@ impl Target {
         }
         // Long enough for locks to change hands at the old masters.
         sleep(Duration::from_millis(300)).await;
-        let links = self.links_of(&scope.lanes);
-        self.set(&links, Mode::Hold, Mode::Hold);
+        let links = self.hold(&scope.lanes).await;
         for (&node, replica) in scope.nodes.iter().zip(&replicas) {
             let proxies = &self.nodes[node].proxies;
             proxies.target.store(replica.port, Ordering::SeqCst);
@@ -282,6 +279,11 @@ impl Target {
         self.calm(&links);
         Ok(())
     }
+}
+
+fn ways(lanes: impl Iterator<Item = usize>, nodes: &[usize]) -> Vec<(usize, usize)> {
+    let to_all = |lane| nodes.iter().map(move |&node| (lane, node));
+    lanes.flat_map(to_all).collect()
 }
 
 /// Deletes all lock keys.
