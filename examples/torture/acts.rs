@@ -292,13 +292,21 @@ fn delete_locks(connection: &mut redis::Connection) -> redis::RedisResult<()> {
     redis::cmd("DEL").arg(keys).exec(connection)
 }
 
+/// Never lowers a counter, like an acquire.
+const RAISE: &str = "
+    local last = redis.call('GET', KEYS[1])
+    if not last or tonumber(last) < tonumber(ARGV[1]) then
+        redis.call('MSET', KEYS[1], ARGV[1], KEYS[2], 'ahead of its time')
+    end";
+
 /// Does to the counters what a client does that got all locks with its clock an hour ahead.
 fn raise_counters(connection: &mut redis::Connection, number: u128) -> redis::RedisResult<()> {
     let mut pipe = redis::pipe();
     for index in 0..TTLS.len() {
         let fence = format!("{{{}}}:fence", key(index));
-        pipe.set(&fence, number.to_string());
-        pipe.set(format!("{fence}-owner"), "ahead of its time");
+        let owner = format!("{fence}-owner");
+        let call = pipe.cmd("EVAL").arg(RAISE).arg(2).arg(fence).arg(owner);
+        call.arg(number.to_string());
     }
     pipe.exec(connection)
 }

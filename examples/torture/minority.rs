@@ -1,6 +1,8 @@
 //! P2: with a minority of the servers in trouble, locks go on as if nothing had happened; and what
 //! happens if a minority forgets its keys.
 
+use std::collections::BTreeMap;
+
 use crate::checker::Overlap;
 use crate::history::{MS, Record};
 use crate::target::Trouble;
@@ -48,8 +50,9 @@ pub fn check(record: &Record, troubles: &[Trouble], overlaps: &[Overlap]) -> Min
             .count();
         seen.holds += holds;
         seen.overlaps += overlaps.iter().filter(|o| during(o.from)).count();
-        if holds == 0 {
-            let length = (until - from) / MS;
+        let length = until - from;
+        if holds == 0 && length > LONG + paused(record, from, until) {
+            let length = length / MS;
             let text = format!("P2: nothing was locked for {length} ms, with a majority at work");
             seen.violations.push(text);
         }
@@ -65,4 +68,13 @@ pub fn check(record: &Record, troubles: &[Trouble], overlaps: &[Overlap]) -> Min
             .count();
     }
     seen
+}
+
+/// For how long of a time the machine kept a worker from running, the one that it kept longest.
+fn paused(record: &Record, from: u64, until: u64) -> u64 {
+    let mut lanes = BTreeMap::<usize, u64>::new();
+    for &(lane, began, ended) in &record.pauses {
+        *lanes.entry(lane).or_default() += ended.min(until).saturating_sub(began.max(from));
+    }
+    lanes.into_values().max().unwrap_or(0)
 }

@@ -3,9 +3,9 @@
 //! # Limitations
 //!
 //! * It excludes as long as a majority of the servers keeps the keys that it was given. A server
-//!   that restarts without its data, or a replica that takes a server's place, is data loss: a
-//!   minority of them at a time is repaired, a majority within one TTL is not. A server without
-//!   persistence should be restarted only a TTL after it ended.
+//!   that restarts without its data, or a replica that takes a server's place, is data loss: the
+//!   next renewal repairs it, unless those that forgot and those that missed the grant make a
+//!   majority. A server without persistence should be restarted only a TTL after it ended.
 //! * It is not fair: contenders of different processes come back at random.
 //! * It costs requests to all servers for each step, and answers when the majority has.
 //!
