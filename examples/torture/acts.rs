@@ -1,14 +1,14 @@
 //! What each fault does.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
 use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
 use crate::faults::Fault;
-use crate::history::{TTLS, now};
+use crate::history::{TTLS, key, now};
 use crate::proxy::Mode;
 use crate::server::{Server, signal_to};
 use crate::target::{Outcome, Scope, Target};
@@ -19,6 +19,7 @@ const LATE: u64 = 100;
 const DRIFT: i32 = 9_000;
 /// How long locks are taken without the servers that are to be asked later.
 const ABSENCE: Duration = Duration::from_millis(400);
+const AHEAD: Duration = Duration::from_secs(3600);
 
 impl Target {
     pub async fn act(&self, fault: Fault, scope: &Scope, random: &mut fastrand::Rng) -> Outcome {
@@ -122,6 +123,7 @@ impl Target {
                 self.forget(fault, scope, random).await?;
             }
             Fault::Promote => self.promote(scope).await?,
+            Fault::Lag => self.lag(scope, random).await?,
         }
         Ok(())
     }
@@ -181,26 +183,18 @@ impl Target {
     /// minority, locks are held by just so many servers more as make a majority: the others were
     /// not there when they were taken, and know nothing of them.
     async fn forget(&self, fault: Fault, scope: &Scope, random: &mut fastrand::Rng) -> Outcome {
+        let mut servers = self.take(&scope.nodes).await;
         let absent = self.absent(&scope.nodes);
-        let mut all = [&scope.nodes[..], &absent].concat();
-        all.sort_unstable();
-        let mut servers = self.take(&all).await;
-        let is_hit = |index: usize| scope.nodes.contains(&all[index]);
-        let (mut hit, mut away) = (Vec::new(), Vec::new());
-        for (index, server) in servers.drain(..).enumerate() {
-            let side = if is_hit(index) { &mut hit } else { &mut away };
-            side.push(server);
-        }
+        let away = ways(0..self.workers.count(), &absent);
         if !away.is_empty() {
-            away.iter().for_each(|server| server.signal(Signal::STOP));
+            self.set(&away, Mode::Hold, Mode::Hold);
             sleep(ABSENCE).await;
         }
-        let links = self.links_of(&scope.lanes);
-        self.set(&links, Mode::Hold, Mode::Hold);
+        let links = self.hold(&scope.lanes).await;
         match fault {
-            Fault::FlushAll => tell(&hit, &["FLUSHALL"])?,
+            Fault::FlushAll => tell(&servers, &["FLUSHALL"])?,
             Fault::RestartEmpty => {
-                for server in &mut hit {
+                for server in &mut servers {
                     server.kill();
                     server.forget_data();
                     server.restart()?;
@@ -211,13 +205,15 @@ impl Target {
                 let seconds = 0.3 + 2.0 * random.f64();
                 let is_backward = random.u32(..4) == 0;
                 let by = if is_backward { -seconds } else { seconds };
-                for server in &mut hit {
+                for server in &mut servers {
                     server.clock()?.step(by)?;
                 }
             }
-            _ => hit.iter().try_for_each(|server| evict(server))?,
+            _ => servers.iter().try_for_each(|server| evict(server))?,
         }
-        away.iter().for_each(|server| server.signal(Signal::CONT));
+        // What the holders sent to the absent ones stays where it is.
+        let back = away.iter().filter(|way| !links.contains(way));
+        self.calm(&back.copied().collect::<Vec<_>>());
         sleep(scope.length).await;
         self.calm(&links);
         Ok(())
@@ -232,12 +228,48 @@ impl Target {
         others.take(self.minority()).collect()
     }
 
-    fn links_of(&self, lanes: &[usize]) -> Vec<(usize, usize)> {
-        let nodes = 0..self.nodes.len();
-        let links = lanes
-            .iter()
-            .flat_map(|&lane| nodes.clone().map(move |n| (lane, n)));
-        links.collect()
+    /// Cuts lanes off, and has those of their tasks that hold a lock go on with it.
+    async fn hold(&self, lanes: &[usize]) -> Vec<(usize, usize)> {
+        let everywhere: Vec<usize> = (0..self.nodes.len()).collect();
+        let links = ways(lanes.iter().copied(), &everywhere);
+        for &lane in lanes {
+            self.workers.order(lane, "linger 500");
+        }
+        self.set(&links, Mode::Hold, Mode::Hold);
+        sleep(Duration::from_millis(10)).await;
+        links
+    }
+
+    /// One server answers late, keeps losing lock keys, and its counters lag behind those of the
+    /// others, which clients raised whose clock is an hour ahead. So the numbers of a majority differ
+    /// all the time, and locks change hands in the middle of an acquisition.
+    async fn lag(&self, scope: &Scope, random: &mut fastrand::Rng) -> Outcome {
+        let everywhere: Vec<usize> = (0..self.nodes.len()).collect();
+        let servers = self.take(&everywhere).await;
+        let mut connections = Vec::new();
+        for server in &servers {
+            connections.push(server.connect()?);
+        }
+        let hit = scope.nodes[0];
+        let mut late = connections.swap_remove(hit);
+        let links: Vec<_> = (0..self.workers.count()).map(|lane| (lane, hit)).collect();
+        for link in &links {
+            let delay = Duration::from_millis(random.u64(1..6));
+            self.set(&[*link], Mode::Delay(delay), Mode::Pass);
+        }
+        let until = now() + u64::try_from(scope.length.as_nanos())?;
+        while now() < until {
+            let number = (SystemTime::now().duration_since(UNIX_EPOCH)? + AHEAD).as_micros();
+            for connection in &mut connections {
+                raise_counters(connection, number)?;
+            }
+            for _ in 0..10 {
+                delete_locks(&mut late)?;
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+        self.calm(&links);
+        Ok(())
     }
 
     /// Replicas take over that lack what was written last.
@@ -253,8 +285,7 @@ impl Target {
         }
         // Long enough for locks to change hands at the old masters.
         sleep(Duration::from_millis(300)).await;
-        let links = self.links_of(&scope.lanes);
-        self.set(&links, Mode::Hold, Mode::Hold);
+        let links = self.hold(&scope.lanes).await;
         for (&node, replica) in scope.nodes.iter().zip(&replicas) {
             let proxies = &self.nodes[node].proxies;
             proxies.target.store(replica.port, Ordering::SeqCst);
@@ -270,6 +301,36 @@ impl Target {
         self.calm(&links);
         Ok(())
     }
+}
+
+fn ways(lanes: impl Iterator<Item = usize>, nodes: &[usize]) -> Vec<(usize, usize)> {
+    let to_all = |lane| nodes.iter().map(move |&node| (lane, node));
+    lanes.flat_map(to_all).collect()
+}
+
+/// Deletes all lock keys.
+fn delete_locks(connection: &mut redis::Connection) -> redis::RedisResult<()> {
+    let keys: Vec<_> = (0..TTLS.len()).map(key).collect();
+    redis::cmd("DEL").arg(keys).exec(connection)
+}
+
+/// Never lowers a counter, like an acquire.
+const RAISE: &str = "
+    local last = redis.call('GET', KEYS[1])
+    if not last or tonumber(last) < tonumber(ARGV[1]) then
+        redis.call('MSET', KEYS[1], ARGV[1], KEYS[2], 'ahead of its time')
+    end";
+
+/// Does to the counters what a client does that got all locks with its clock an hour ahead.
+fn raise_counters(connection: &mut redis::Connection, number: u128) -> redis::RedisResult<()> {
+    let mut pipe = redis::pipe();
+    for index in 0..TTLS.len() {
+        let fence = format!("{{{}}}:fence", key(index));
+        let owner = format!("{fence}-owner");
+        let call = pipe.cmd("EVAL").arg(RAISE).arg(2).arg(fence).arg(owner);
+        call.arg(number.to_string());
+    }
+    pipe.exec(connection)
 }
 
 fn tell(servers: &[MutexGuard<'_, Server>], words: &[&str]) -> redis::RedisResult<()> {

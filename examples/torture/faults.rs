@@ -66,12 +66,18 @@ faults! {
     "evict" Evict Servers Unsafe
     "promote" Promote Servers Unsafe
     "clock-step" ClockStep Servers Unsafe
+    "lag" Lag Servers Unsafe
 }
 
 impl Fault {
     /// Whether the fault says something about a quorum only.
     pub fn needs_several(self) -> bool {
-        matches!(self, Self::CutLinks | Self::RestartEmptyLate)
+        matches!(self, Self::CutLinks | Self::Lag | Self::RestartEmptyLate)
+    }
+
+    /// Whether fencing puts up with it only as long as the counters are not lost.
+    pub fn needs_counters(self) -> bool {
+        matches!(self, Self::Lag)
     }
 
     /// Whether the servers need clocks of their own: not to be had everywhere, so no part of a

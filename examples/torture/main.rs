@@ -7,8 +7,9 @@
 //! * `--servers N`: 1, or a quorum of 3 or 5. A quorum suffers the same faults, mostly a minority of
 //!   it, at times a majority or all. A worker can lose all servers or some of them.
 //! * `--fault NAME`: one fault, several (`freeze,cut`), `none`, `mix` (all safe ones, two at a
-//!   time) or `unsafe` (those under which Redis forgets the lock: the checker must see it).
-//!   `clock-rate` and `clock-step` need Debian's `faketime`, and are in neither.
+//!   time) or `unsafe` (those under which Redis forgets the lock: the checker must see it; but not
+//!   `lag`, which needs the counters that the others lose).
+//! * `clock-rate` and `clock-step`, which need Debian's `faketime`, are in neither.
 //! * `--page FILE.html`: also draws the run, best one of ten seconds; the SVG is put beside it.
 //! * `--list`: names the faults.
 //! * `--mutations [NAME …]`: breaks the crate itself in several ways, one after another; each must be
@@ -92,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build()?;
     let outcome = runtime.block_on(run(&plan))?;
     outcome.print(&plan);
-    if outcome.problems(plan.class()).is_empty() {
+    if outcome.problems(&plan).is_empty() {
         Ok(())
     } else {
         Err("the run has found violations".into())
@@ -136,8 +137,9 @@ impl Plan {
         let is_possible = |fault: &Fault| self.servers > 1 || !fault.needs_several();
         let of_class = |class| {
             let all = Fault::ALL.iter().copied();
-            all.filter(move |f| f.class() == class && is_possible(f) && !f.needs_clocks())
-                .collect()
+            let is_apart = |f: &Fault| f.needs_counters() || f.needs_clocks();
+            let fits = |f: &Fault| f.class() == class && is_possible(f) && !is_apart(f);
+            all.filter(fits).collect()
         };
         let one = |name: &str| {
             let fault = Fault::ALL.iter().copied().find(|f| f.name() == name);
@@ -160,15 +162,16 @@ impl Plan {
     }
 
     fn class(&self) -> Class {
-        if self
-            .faults
-            .iter()
-            .any(|fault| fault.class() == Class::Unsafe)
-        {
-            Class::Unsafe
-        } else {
-            Class::Safe
+        let is_unsafe = |fault: &Fault| fault.class() == Class::Unsafe;
+        match self.faults.iter().any(is_unsafe) {
+            true => Class::Unsafe,
+            false => Class::Safe,
         }
+    }
+
+    /// Whether a run without an overlap shows that the checker is blind.
+    fn must_overlap(&self) -> bool {
+        self.class() == Class::Unsafe && self.faults != [Fault::Lag]
     }
 }
 
@@ -262,7 +265,11 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
         Ok(troubles) => troubles.clone(),
         Err(_) => return Err("the faults have failed".into()),
     };
-    let minority = history.with(|record| minority::check(record, &troubles));
+    let mut minority =
+        history.with(|record| minority::check(record, &troubles, &findings.overlaps));
+    if plan.class() == Class::Unsafe {
+        minority.violations.clear();
+    }
     if let Some(page) = &plan.page {
         history.with(|record| picture::draw(record, &findings, plan, (from, end), page))?;
     }

@@ -156,7 +156,7 @@ mod tests {
         ]);
         assert_eq!(
             spans(&merged),
-            [(None, 0, 20), (A, 25, 60), (None, 70, 200)]
+            [(None, 0, 15), (A, 25, 60), (None, 70, 200)]
         );
         assert_eq!(merged[1].expires, 360 * MS);
         assert!(merged[2].is_change);

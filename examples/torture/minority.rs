@@ -1,5 +1,9 @@
-//! P2: with a minority of the servers in trouble, locks go on as if nothing had happened.
+//! P2: with a minority of the servers in trouble, locks go on as if nothing had happened; and what
+//! happens if a minority forgets its keys.
 
+use std::collections::BTreeMap;
+
+use crate::checker::Overlap;
 use crate::history::{MS, Record};
 use crate::target::Trouble;
 
@@ -16,10 +20,11 @@ pub struct Minority {
     pub holds: usize,
     /// Leases that ran out although their process was not paused.
     pub losses: usize,
+    pub overlaps: usize,
     pub violations: Vec<String>,
 }
 
-pub fn check(record: &Record, troubles: &[Trouble]) -> Minority {
+pub fn check(record: &Record, troubles: &[Trouble], overlaps: &[Overlap]) -> Minority {
     let mut seen = Minority::default();
     for (index, trouble) in troubles.iter().enumerate() {
         let (from, until) = (trouble.from, trouble.until);
@@ -44,8 +49,10 @@ pub fn check(record: &Record, troubles: &[Trouble]) -> Minority {
             .filter(|(_, guard)| during(guard.got))
             .count();
         seen.holds += holds;
-        if holds == 0 {
-            let length = (until - from) / MS;
+        seen.overlaps += overlaps.iter().filter(|o| during(o.from)).count();
+        let length = until - from;
+        if holds == 0 && length > LONG + paused(record, from, until) {
+            let length = length / MS;
             let text = format!("P2: nothing was locked for {length} ms, with a majority at work");
             seen.violations.push(text);
         }
@@ -61,4 +68,13 @@ pub fn check(record: &Record, troubles: &[Trouble]) -> Minority {
             .count();
     }
     seen
+}
+
+/// For how long of a time the machine kept a worker from running, the one that it kept longest.
+fn paused(record: &Record, from: u64, until: u64) -> u64 {
+    let mut lanes = BTreeMap::<usize, u64>::new();
+    for &(lane, began, ended) in &record.pauses {
+        *lanes.entry(lane).or_default() += ended.min(until).saturating_sub(began.max(from));
+    }
+    lanes.into_values().max().unwrap_or(0)
 }

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 
 use crate::Plan;
 use crate::checker::Findings;
-use crate::faults::Class;
 use crate::history::MS;
 use crate::minority::Minority;
 use crate::resource::Tally;
@@ -31,7 +30,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub fn problems(&self, class: Class) -> Vec<String> {
+    pub fn problems(&self, plan: &Plan) -> Vec<String> {
         let mut problems = self.findings.violations.clone();
         problems.extend(self.minority.violations.iter().cloned());
         problems.extend(self.hung.iter().cloned());
@@ -61,7 +60,7 @@ impl Outcome {
                 self.findings.holds
             ));
         }
-        if class == Class::Unsafe && self.findings.overlaps.is_empty() {
+        if plan.must_overlap() && self.findings.overlaps.is_empty() {
             problems.push("no overlap under an unsafe fault: the checker is blind".to_owned());
         }
         problems
@@ -121,13 +120,11 @@ impl Outcome {
             println!("{name:32} {value}");
         }
         if plan.servers > 1 {
-            let Minority {
-                troubles,
-                holds,
-                losses,
-                ..
-            } = self.minority;
-            let text = format!("{troubles} times, {holds} holds, {losses} losses");
+            let seen = &self.minority;
+            let text = format!(
+                "{} times, {} holds, {} losses, {} overlaps",
+                seen.troubles, seen.holds, seen.losses, seen.overlaps
+            );
             println!("{:32} {text}", "only a minority in trouble");
         }
         let mut errors: Vec<_> = self.errors.iter().collect();
@@ -135,7 +132,7 @@ impl Outcome {
         for (error, count) in errors {
             println!("{count:6} times: {error}");
         }
-        let problems = self.problems(class);
+        let problems = self.problems(plan);
         for problem in problems.iter().take(20) {
             println!("VIOLATION {problem}");
         }

@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::clock::{self, Clock};
 
 const START: Duration = Duration::from_secs(20);
+/// For orders of the run itself, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Server {
     child: Child,
@@ -85,7 +87,7 @@ impl Server {
     }
 
     pub fn connect(&self) -> redis::RedisResult<redis::Connection> {
-        connect(self.port)
+        connect_within(self.port, PATIENCE)
     }
 
     pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
@@ -116,10 +118,13 @@ impl Drop for Server {
 }
 
 pub fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
-    let second = Duration::from_secs(1);
+    connect_within(port, Duration::from_secs(1))
+}
+
+fn connect_within(port: u16, patience: Duration) -> redis::RedisResult<redis::Connection> {
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}/"))?;
-    let connection = client.get_connection_with_timeout(second)?;
-    connection.set_read_timeout(Some(second))?;
+    let connection = client.get_connection_with_timeout(patience)?;
+    connection.set_read_timeout(Some(patience))?;
     Ok(connection)
 }
 

@@ -121,6 +121,9 @@ impl Target {
         let is_small = random.u32(..6) < if fault.class() == Class::Safe { 4 } else { 2 };
         let hit = match self.nodes.len() {
             1 => 1,
+            // One that lacks what a majority has is no harm.
+            all if fault == Fault::Promote => random.usize(minority + 1..=all),
+            _ if fault == Fault::Lag => 1,
             _ if is_small => random.usize(1..=minority),
             all => random.usize(minority + 1..=all),
         };
