@@ -64,11 +64,11 @@ impl Context {
         }
     }
 
-    /// How many fencing numbers to reserve: for a stretch, if somebody waits to be handed the
-    /// lease.
+    /// How many fencing numbers to reserve: a stretch's, if somebody waits for the lease.
     pub(crate) fn fences_wanted(&self, key: &Key, terms: &Terms) -> u64 {
         if terms.hands_over() && self.queues.has_waiters(key.name()) {
-            terms.fences_of_a_stretch()
+            let most = self.engine.backend.largest_block();
+            terms.fences_of_a_stretch().min(most)
         } else {
             1
         }

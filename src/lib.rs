@@ -45,7 +45,8 @@
 //!   clocks run at rates within 1 % of each other, that the server's wall clock is not stepped,
 //!   and that Redis does not lose the key by eviction, loss of data or failover.
 //! * **P2 exclusion over a quorum** The same over a majority of independent servers, with any
-//!   minority of them crashed, frozen or cut off.
+//!   minority of them crashed, frozen or cut off, given that none comes back without its data
+//!   before the longest TTL has passed.
 //! * **P3 conservative deadline** A lease ends here before it ends in Redis: at the instant before
 //!   the request was handed to the connection + TTL − (TTL/100 + 2 ms).
 //!   [`is_lost`](LockGuard::is_lost) turns true then by the clock alone.

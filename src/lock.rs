@@ -128,6 +128,9 @@ impl Lock {
     /// holder with a token, a `max_hold` and a fencing number of his own. Zero switches the local
     /// hand-over off; so does [`auto_renew(false)`](Self::auto_renew). Defaults to 10
     /// milliseconds.
+    ///
+    /// Over a quorum, a stretch ends after a hundred holders at the latest, and the lock is
+    /// released then.
     pub fn handover_for(mut self, stretch: Duration) -> Self {
         self.options.handover_for = stretch;
         self

@@ -42,21 +42,7 @@ pub struct Overlap {
 }
 
 pub fn check(record: &Record, runs: &[Vec<Run>], class: Class, end: u64) -> Findings {
-    let mut checker = Checker {
-        record,
-        class,
-        end,
-        disruptions: disruptions(record),
-        by_value: HashMap::new(),
-        findings: Findings::default(),
-    };
-    for claim in &record.claims {
-        if let Some(guard) = &claim.guard {
-            checker.findings.holds += 1;
-            let claims = checker.by_value.entry(guard.value.as_str()).or_default();
-            claims.push(claim);
-        }
-    }
+    let mut checker = Checker::new(record, class, end);
     for (key, runs) in runs.iter().enumerate() {
         let mut claims: Vec<&Claim> = record.claims.iter().filter(|c| c.key == key).collect();
         claims.sort_by_key(|claim| claim.guard.as_ref().map_or(claim.called, |g| g.got));
@@ -76,6 +62,15 @@ pub fn check(record: &Record, runs: &[Vec<Run>], class: Class, end: u64) -> Find
             .push(format!("a worker said {line:?}"));
     }
     checker.findings
+}
+
+/// P9, P10: values that stayed too long in the keys of one server, of several.
+pub fn leaks(record: &Record, runs: &[Vec<Run>], end: u64) -> Vec<String> {
+    let mut checker = Checker::new(record, Class::Safe, end);
+    for (key, runs) in runs.iter().enumerate() {
+        runs.iter().for_each(|run| checker.leak(key, run));
+    }
+    checker.findings.violations
 }
 
 /// When something was done to the server or to a worker: bounds on recovery count from its end.
@@ -101,7 +96,26 @@ struct Checker<'a> {
     findings: Findings,
 }
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    fn new(record: &'a Record, class: Class, end: u64) -> Self {
+        let mut checker = Self {
+            record,
+            class,
+            end,
+            disruptions: disruptions(record),
+            by_value: HashMap::new(),
+            findings: Findings::default(),
+        };
+        for claim in &record.claims {
+            if let Some(guard) = &claim.guard {
+                checker.findings.holds += 1;
+                let claims = checker.by_value.entry(guard.value.as_str()).or_default();
+                claims.push(claim);
+            }
+        }
+        checker
+    }
+
     fn violation(&mut self, text: String) {
         self.findings.violations.push(text);
     }
@@ -213,25 +227,25 @@ impl Checker<'_> {
     /// P3, P4, P9, P10: what each value's time in the key says.
     fn values(&mut self, key: usize, runs: &[Run]) {
         for (index, run) in runs.iter().enumerate() {
-            let Some(value) = run.value.as_deref() else {
-                continue;
-            };
-            let limit = self.must_be_gone(key, value, run.first.0);
-            if run.last > limit {
-                self.violation(format!(
-                    "P9, P10: key {key}: {value} was there {} ms too long, at {}",
-                    (run.last - limit) / MS,
-                    run.last / MS
-                ));
-            }
-            // A waiter that misses its grant until it has expired may be granted again.
-            let is_last = !runs[index + 1..]
-                .iter()
-                .any(|later| later.value == run.value);
+            self.leak(key, run);
             let is_final = runs.get(index + 1).is_some_and(|next| next.is_change);
-            if is_last && is_final {
+            if let Some(value) = run.value.as_deref().filter(|_| is_final) {
                 self.lateness(key, value, run);
             }
+        }
+    }
+
+    fn leak(&mut self, key: usize, run: &Run) {
+        let Some(value) = run.value.as_deref() else {
+            return;
+        };
+        let limit = self.must_be_gone(key, value, run.first.0);
+        if run.last > limit {
+            self.violation(format!(
+                "P9, P10: key {key}: {value} was there {} ms too long, at {}",
+                (run.last - limit) / MS,
+                run.last / MS
+            ));
         }
     }
 

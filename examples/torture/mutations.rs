@@ -18,8 +18,9 @@ const BUDGET: Duration = Duration::from_secs(60);
 struct Mutation {
     name: &'static str,
     what: &'static str,
-    /// The faults under which it shows.
+    /// The faults under which it shows, and over how many servers.
     faults: &'static str,
+    servers: usize,
 }
 
 const MUTATIONS: &[Mutation] = &[
@@ -27,31 +28,43 @@ const MUTATIONS: &[Mutation] = &[
         name: "deadline_from_reply",
         what: "the deadline counts from the reply",
         faults: "delay,cut-replies",
+        servers: 1,
     },
     Mutation {
         name: "lost_by_flag",
         what: "is_lost looks at a flag alone",
         faults: "pause-workers",
+        servers: 1,
     },
     Mutation {
         name: "plain_del",
         what: "a release is a plain DEL",
         faults: "pause-workers,cut-requests",
+        servers: 1,
     },
     Mutation {
         name: "renewal_creates",
         what: "a renewal creates a key that is gone",
         faults: "freeze,delay,cut-requests",
+        servers: 1,
     },
     Mutation {
         name: "grant_from_arrival",
         what: "a grant's lease counts from the message's arrival",
         faults: "delay,cut-replies",
+        servers: 1,
     },
     Mutation {
         name: "no_clean_up",
         what: "a cancelled acquire is not cleaned up",
         faults: "none",
+        servers: 1,
+    },
+    Mutation {
+        name: "quorum_no_owner_check",
+        what: "a quorum takes a number for its own wherever it finds it",
+        faults: "lag",
+        servers: 3,
     },
 ];
 
@@ -92,7 +105,7 @@ pub fn run_all(only: &[String]) -> Result<(), Box<dyn Error>> {
         }
         let program = build(mutation.name, &folder)?;
         println!("{}: {}", mutation.name, mutation.what);
-        match catch(&program, mutation.faults)? {
+        match catch(&program, mutation)? {
             Some((after, violation)) => {
                 println!("  caught after {:.0} s: {violation}", after.as_secs_f64());
             }
@@ -129,7 +142,10 @@ fn build(name: &str, folder: &Path) -> Result<PathBuf, Box<dyn Error>> {
 }
 
 /// Runs a broken build until a run finds something; after how long, and what.
-fn catch(program: &Path, faults: &str) -> Result<Option<(Duration, String)>, Box<dyn Error>> {
+fn catch(
+    program: &Path,
+    mutation: &Mutation,
+) -> Result<Option<(Duration, String)>, Box<dyn Error>> {
     let mut spent = Duration::ZERO;
     for seed in 1_u64.. {
         let seconds = 10.min(BUDGET.saturating_sub(spent).as_secs());
@@ -144,7 +160,8 @@ fn catch(program: &Path, faults: &str) -> Result<Option<(Duration, String)>, Box
                 "--seed",
                 &seed.to_string(),
             ])
-            .args(["--fault", faults])
+            .args(["--servers", &mutation.servers.to_string()])
+            .args(["--fault", mutation.faults])
             .output()?;
         spent += Duration::from_secs(seconds).max(start.elapsed());
         let output = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -1,4 +1,5 @@
-//! What is in the keys, as seen from beside the faults: over a connection that passes no proxy.
+//! What is in the keys of a server, as seen from beside the faults: over a connection that passes
+//! no proxy.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,6 +26,7 @@ pub struct Run {
     pub is_change: bool,
 }
 
+/// Watches one server; a frozen one blinds only its own.
 pub struct Observer {
     runs: Arc<Mutex<Vec<Vec<Run>>>>,
     stop: Arc<AtomicBool>,

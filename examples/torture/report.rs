@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use crate::Plan;
 use crate::checker::Findings;
-use crate::faults::Class;
 use crate::history::MS;
+use crate::minority::Minority;
 use crate::resource::Tally;
 use crate::workers::Usage;
 
@@ -16,6 +16,8 @@ const MORE_KILOBYTES: u64 = 64 * 1024;
 
 pub struct Outcome {
     pub findings: Findings,
+    /// What was seen of a quorum with a minority in trouble.
+    pub minority: Minority,
     pub tally: Tally,
     pub hung: Vec<String>,
     /// What is left on the server at the end, and should not be.
@@ -28,8 +30,9 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    pub fn problems(&self, class: Class) -> Vec<String> {
+    pub fn problems(&self, plan: &Plan) -> Vec<String> {
         let mut problems = self.findings.violations.clone();
+        problems.extend(self.minority.violations.iter().cloned());
         problems.extend(self.hung.iter().cloned());
         if self.tally.lost_fenced > 0 {
             problems.push(format!("fencing: {} lost updates", self.tally.lost_fenced));
@@ -57,7 +60,7 @@ impl Outcome {
                 self.findings.holds
             ));
         }
-        if class == Class::Unsafe && self.findings.overlaps.is_empty() {
+        if plan.must_overlap() && self.findings.overlaps.is_empty() {
             problems.push("no overlap under an unsafe fault: the checker is blind".to_owned());
         }
         problems
@@ -76,6 +79,7 @@ impl Outcome {
                 "fault",
                 format!("{} ({class:?}), seed {}", plan.title, plan.seed),
             ),
+            ("servers", plan.servers.to_string()),
             (
                 "length",
                 format!("{seconds:.1} s, {} disturbances", self.disturbances),
@@ -115,12 +119,20 @@ impl Outcome {
         for (name, value) in rows {
             println!("{name:32} {value}");
         }
+        if plan.servers > 1 {
+            let seen = &self.minority;
+            let text = format!(
+                "{} times, {} holds, {} losses, {} overlaps",
+                seen.troubles, seen.holds, seen.losses, seen.overlaps
+            );
+            println!("{:32} {text}", "only a minority in trouble");
+        }
         let mut errors: Vec<_> = self.errors.iter().collect();
         errors.sort();
         for (error, count) in errors {
             println!("{count:6} times: {error}");
         }
-        let problems = self.problems(class);
+        let problems = self.problems(plan);
         for problem in problems.iter().take(20) {
             println!("VIOLATION {problem}");
         }

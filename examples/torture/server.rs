@@ -8,30 +8,51 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::clock::{self, Clock};
+
 const START: Duration = Duration::from_secs(20);
+/// For orders of the run itself, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub struct Server {
     child: Child,
     pub port: u16,
     folder: PathBuf,
+    /// Its clock, if that is not the machine's.
+    clock: Option<Clock>,
 }
 
 impl Server {
     /// Starts a server that writes each change to its log before it answers, so that a killed one
     /// comes back with all that it acknowledged.
     pub fn start(folder: PathBuf) -> io::Result<Self> {
+        Self::with_clock(folder, None)
+    }
+
+    /// The same, with a clock of its own.
+    pub fn start_with_clock(folder: PathBuf) -> io::Result<Self> {
+        let library = clock::library().ok_or(io::Error::other(
+            "the library of faketime is not there; install it: apt-get install -y faketime",
+        ))?;
+        let clock = Clock::new(library, &folder);
+        Self::with_clock(folder, Some(clock))
+    }
+
+    fn with_clock(folder: PathBuf, mut clock: Option<Clock>) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         for _ in 0..5 {
             let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-            let child = spawn(port, &folder)?;
+            let child = spawn(port, &folder, clock.as_mut())?;
             let mut server = Self {
                 child,
                 port,
                 folder: folder.clone(),
+                clock,
             };
             if server.comes_up()? {
                 return Ok(server);
             }
+            clock = server.clock.take();
         }
         Err(io::Error::other("redis-server does not start"))
     }
@@ -51,7 +72,7 @@ impl Server {
 
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill();
-        self.child = spawn(self.port, &self.folder)?;
+        self.child = spawn(self.port, &self.folder, self.clock.as_mut())?;
         if self.comes_up()? {
             Ok(())
         } else {
@@ -59,8 +80,14 @@ impl Server {
         }
     }
 
+    /// Its clock, if it has one of its own.
+    pub fn clock(&mut self) -> io::Result<&mut Clock> {
+        let error = || io::Error::other("the server goes by the clock of the machine");
+        self.clock.as_mut().ok_or_else(error)
+    }
+
     pub fn connect(&self) -> redis::RedisResult<redis::Connection> {
-        connect(self.port)
+        connect_within(self.port, PATIENCE)
     }
 
     pub fn command<T: redis::FromRedisValue>(&self, words: &[&str]) -> redis::RedisResult<T> {
@@ -91,10 +118,13 @@ impl Drop for Server {
 }
 
 pub fn connect(port: u16) -> redis::RedisResult<redis::Connection> {
-    let second = Duration::from_secs(1);
+    connect_within(port, Duration::from_secs(1))
+}
+
+fn connect_within(port: u16, patience: Duration) -> redis::RedisResult<redis::Connection> {
     let client = redis::Client::open(format!("redis://127.0.0.1:{port}/"))?;
-    let connection = client.get_connection_with_timeout(second)?;
-    connection.set_read_timeout(Some(second))?;
+    let connection = client.get_connection_with_timeout(patience)?;
+    connection.set_read_timeout(Some(patience))?;
     Ok(connection)
 }
 
@@ -104,8 +134,12 @@ pub fn signal_to(pid: u32, signal: Signal) {
     }
 }
 
-fn spawn(port: u16, folder: &Path) -> io::Result<Child> {
-    Command::new("redis-server")
+fn spawn(port: u16, folder: &Path, clock: Option<&mut Clock>) -> io::Result<Child> {
+    let mut command = Command::new("redis-server");
+    if let Some(clock) = clock {
+        clock.rule(&mut command)?;
+    }
+    command
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
         .args(["--save", "", "--appendonly", "yes"])
         .args(["--appendfsync", "no", "--repl-diskless-sync-delay", "0"])

@@ -24,7 +24,8 @@ const NOTE_EVERY: u64 = 8 * MS;
 const PAUSE: u64 = 6 * MS;
 
 pub struct Arguments {
-    pub port: u16,
+    /// One for each server.
+    pub ports: Vec<u16>,
     pub resource: PathBuf,
     pub lane: usize,
     pub life: usize,
@@ -34,7 +35,11 @@ pub struct Arguments {
 impl Arguments {
     pub fn to_words(&self) -> [String; 5] {
         [
-            self.port.to_string(),
+            self.ports
+                .iter()
+                .map(u16::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
             self.resource.display().to_string(),
             self.lane.to_string(),
             self.life.to_string(),
@@ -43,11 +48,11 @@ impl Arguments {
     }
 
     fn parse(words: &[String]) -> Result<Self, Box<dyn Error>> {
-        let [port, resource, lane, life, seed] = words else {
+        let [ports, resource, lane, life, seed] = words else {
             return Err("a worker takes five arguments".into());
         };
         Ok(Self {
-            port: port.parse()?,
+            ports: ports.split(',').map(str::parse).collect::<Result<_, _>>()?,
             resource: resource.into(),
             lane: lane.parse()?,
             life: life.parse()?,
@@ -82,6 +87,8 @@ pub struct Worker {
     pub stop: CancellationToken,
     slots: Mutex<HashMap<u64, Arc<Slot>>>,
     numbers: AtomicU64,
+    /// Until when the holders of locks go on with their sections, unless they are lost.
+    pub linger_until: AtomicU64,
     /// Where the falls of tokens are noticed: no task can block it.
     witness: Handle,
 }
@@ -96,24 +103,15 @@ pub fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let url = format!("redis://127.0.0.1:{}/", arguments.port);
     let stop = CancellationToken::new();
-    let locker = runtime.block_on(async {
-        // A worker may be started in the middle of a fault.
-        loop {
-            let owner = format!("worker-{}.{}", arguments.lane, arguments.life);
-            match Locker::builder().owner(owner).connect(&url).await {
-                Ok(locker) => return locker,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    });
+    let locker = runtime.block_on(connect(&arguments));
     let worker = Arc::new(Worker {
         arguments,
         locker,
         stop,
         slots: Mutex::default(),
         numbers: AtomicU64::new(0),
+        linger_until: AtomicU64::new(0),
         witness: witness.handle().clone(),
     });
     let listening = Arc::clone(&worker);
@@ -133,6 +131,26 @@ pub fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
     })?;
     // Guards that were forgotten, and threads that sample, end here.
     std::process::exit(0)
+}
+
+async fn connect(arguments: &Arguments) -> Locker {
+    let ports = arguments.ports.iter();
+    let urls: Vec<_> = ports
+        .map(|port| format!("redis://127.0.0.1:{port}/"))
+        .collect();
+    // A worker may be started in the middle of a fault.
+    loop {
+        let owner = format!("worker-{}.{}", arguments.lane, arguments.life);
+        let builder = Locker::builder().owner(owner);
+        let locker = match &urls[..] {
+            [url] => builder.connect(url).await,
+            _ => builder.quorum(&urls).await,
+        };
+        match locker {
+            Ok(locker) => return locker,
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
 /// Writes a line of history at once: a killed process must not take it along.
@@ -222,6 +240,9 @@ impl Worker {
             let Ok(line) = line else { break };
             if line == "stop" {
                 self.stop.cancel();
+            } else if let Some(millis) = line.strip_prefix("linger ") {
+                let until = now() + millis.parse().unwrap_or(0) * MS;
+                self.linger_until.store(until, Ordering::Relaxed);
             } else if let Some(millis) = line.strip_prefix("block ") {
                 let block = Duration::from_millis(millis.parse().unwrap_or(0));
                 for _ in 0..THREADS {

@@ -21,7 +21,7 @@ pub struct Workers {
 
 #[derive(Default)]
 struct Lane {
-    port: u16,
+    ports: Vec<u16>,
     lives: usize,
     child: Option<(Child, ChildStdin)>,
     reader: Option<JoinHandle<()>>,
@@ -39,25 +39,25 @@ pub struct Usage {
 
 impl Workers {
     pub fn start(
-        ports: &[u16],
+        ports: Vec<Vec<u16>>,
         seed: u64,
         resource: PathBuf,
         history: &Arc<History>,
     ) -> io::Result<Arc<Self>> {
-        let lane = |&port| {
+        let lane = |ports| {
             Mutex::new(Lane {
-                port,
+                ports,
                 ..Lane::default()
             })
         };
         let workers = Arc::new(Self {
-            lanes: ports.iter().map(lane).collect(),
+            lanes: ports.into_iter().map(lane).collect(),
             history: Arc::clone(history),
             ending: AtomicBool::new(false),
             seed,
             resource,
         });
-        for lane in 0..ports.len() {
+        for lane in 0..workers.count() {
             workers.begin(lane)?;
         }
         Ok(workers)
@@ -134,7 +134,7 @@ impl Workers {
         let workers = Arc::clone(self);
         self.in_lane(number, |lane| {
             let arguments = Arguments {
-                port: lane.port,
+                ports: lane.ports.clone(),
                 resource: workers.resource.clone(),
                 lane: number,
                 life: lane.lives,

@@ -70,6 +70,11 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
         false
     }
 
+    /// How many fencing numbers may be reserved at once.
+    fn largest_block(&self) -> u64 {
+        u64::MAX
+    }
+
     /// Extends the lock if it is ours; never shortens and never creates it (P7).
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal>;
 

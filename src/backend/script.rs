@@ -73,7 +73,8 @@ scripts! {
     HOLDER = "holder.lua";
     KEEP = "queue.lua" "keep.lua";
     LEAVE = "queue.lua" "leave.lua";
-    RAISE = "raise.lua";
+    RAISE = "raise.lua",
+        if "quorum_no_owner_check" then "local last = redis.call('GET', KEYS[2]) if last and tonumber(last) >= tonumber(ARGV[2]) then return tonumber(last) <= tonumber(ARGV[3]) and 1 or 0 end if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[4]) return 1";
     RELEASE = "queue.lua" "release.lua",
         if "plain_del" then "return redis.call('DEL', KEYS[1])";
     RENEW = "renew.lua",
