@@ -21,6 +21,7 @@ mod observer;
 mod picture;
 mod probe;
 mod proxy;
+mod pulse;
 mod report;
 mod resource;
 mod server;
@@ -43,6 +44,8 @@ use server::Server;
 use workers::Workers;
 
 const WORKERS: usize = 8;
+/// The end of a run is without faults, so that the checker sees everything recover.
+const CALM: u64 = 3000 * MS;
 /// How long the workers may take to end: an unreachable server is put up with for this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -152,6 +155,7 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     let resource = Arc::new(Resource::default());
     let socket = folder.path().join("resource");
     resource.serve(tokio::net::UnixListener::bind(&socket)?, &history);
+    tokio::spawn(pulse::of_driver(Arc::clone(&history)));
     let server = Server::start(folder.path().join("server"))?;
     let proxies = Proxies::start(WORKERS, server.port).await?;
     let observer = Observer::start(Arc::clone(&proxies.target));
@@ -166,6 +170,7 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     };
     let from = now();
     let until = from + plan.seconds * 1000 * MS;
+    let calm_from = until.saturating_sub(CALM).max(from);
     let measure = async {
         while now() < until {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -177,8 +182,8 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
         _ => &plan.faults,
     };
     let (first, second, (), probed) = tokio::join!(
-        target.disturb(&plan.faults, plan.seed, until),
-        target.disturb(second, plan.seed + 1, until),
+        target.disturb(&plan.faults, plan.seed, calm_from),
+        target.disturb(second, plan.seed + 1, calm_from),
         measure,
         probe::run(Arc::clone(&target.proxies.target), until),
     );
@@ -218,10 +223,9 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
 /// What should not be on the server when nobody holds or waits.
 fn left_over(server: &Server) -> redis::RedisResult<Vec<String>> {
     let mut left: Vec<String> = server.command(&["KEYS", "torture:*"])?;
-    // Killed waiters leave a queue that expires by itself.
     for key in server.command::<Vec<String>>(&["KEYS", "{torture:*"])? {
         let millis: i64 = server.command(&["PTTL", &key])?;
-        if !key.ends_with(":fence") && !(0..=10_000).contains(&millis) {
+        if report::is_left_over(&key, millis) {
             left.push(key);
         }
     }

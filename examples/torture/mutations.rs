@@ -53,6 +53,11 @@ const MUTATIONS: &[Mutation] = &[
         what: "a cancelled acquire is not cleaned up",
         faults: "none",
     },
+    Mutation {
+        name: "one_heartbeat",
+        what: "a waiter asks once, and then relies on being told",
+        faults: "kill-workers,client-kill,freeze",
+    },
 ];
 
 /// Whether this process was called as the compiler.
