@@ -26,7 +26,7 @@ pub async fn run(worker: Arc<Worker>, index: usize) {
         let ttl = Duration::from_millis(TTLS[chosen]);
         let lock = worker.locker.lock(key(chosen)).ttl(ttl);
         // One that will be forgotten must end by itself.
-        let is_forgotten = random.u32(..800) == 0;
+        let is_forgotten = random.u32(..600) == 0;
         let lock = match is_forgotten {
             true => lock.max_hold(ttl),
             false => lock,
@@ -190,8 +190,8 @@ impl Section<'_> {
         // Mostly short, so that the lock often changes hands; now and then up to three TTLs. These
         // few take a third of the time of all keys.
         let length = match random.u32(..1000) {
-            0..957 => Duration::from_micros(random.u64(..4_000)),
-            957..997 => Duration::from_micros(random.u64(..60_000)),
+            0..950 => Duration::from_micros(random.u64(..4_000)),
+            950..996 => Duration::from_micros(random.u64(..60_000)),
             _ => ttl.mul_f64(3.0 * random.f64()),
         };
         self.ask(resource, "log", 0).await;

@@ -96,6 +96,12 @@ mod tests {
     }
 
     #[test]
+    fn p11_a_short_pause_has_no_after_effects() {
+        let story = free_for(1600).pause(0, (5100, 5110));
+        story.shows("P11: key 0 was free for 1490 ms");
+    }
+
+    #[test]
     fn p11_the_fault_of_another_excuses_nobody() {
         let story = free_for(1400).fault("cut", Some(1), (5100, 6000));
         story.shows("P11");
