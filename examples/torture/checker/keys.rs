@@ -14,11 +14,7 @@ impl Checker<'_> {
     pub(super) fn values(&mut self, key: usize, runs: &[Run]) {
         for (index, run) in runs.iter().enumerate() {
             self.leak(key, run);
-            // Only then the last look tells when the key expired.
-            let is_final = runs.get(index + 1).is_some_and(|next| next.is_change);
-            if is_final {
-                self.lateness(key, run);
-            }
+            self.lateness(key, run, &runs[index + 1..]);
         }
     }
 
@@ -69,20 +65,20 @@ impl Checker<'_> {
         self.disruptions.spare(from.min(run.first.0), run.last)
     }
 
-    fn lateness(&mut self, key: usize, run: &Run) {
+    fn lateness(&mut self, key: usize, run: &Run, later: &[Run]) {
         let Some(value) = run.value.as_deref() else {
             return;
         };
-        if !self.is_spared(value, run) {
-            return;
-        }
         let margin = (TTLS[key] / 100 + 2) * MS;
         for claim in self.by_value.get(value).cloned().unwrap_or_default() {
             let Some(guard) = &claim.guard else { continue };
             let Some((_, lost, reason)) = &guard.lost else {
                 continue;
             };
-            if reason != "expired" {
+            let noticed = guard.fired.unwrap_or(*lost).max(*lost);
+            // A key that was renewed after the last look, and then forgotten, tells nothing.
+            let is_spared = self.disruptions.spare(claim.called, noticed);
+            if reason != "expired" || !is_spared || !is_gone_until(noticed, value, later) {
                 continue;
             }
             self.findings.false_losses += usize::from(run.last > lost + margin);
@@ -138,6 +134,16 @@ impl Checker<'_> {
 
 const AROUND: u64 = 50 * MS;
 
+/// Whether a value did not come back by `noticed`, so that the last look before tells when its key
+/// expired. One who did not hear of his grant may be granted the lock again under the same value.
+fn is_gone_until(noticed: u64, value: &str, later: &[Run]) -> bool {
+    let Some(end) = later.iter().position(|run| run.last >= noticed) else {
+        return false;
+    };
+    let mut until_then = later[..=end].iter();
+    until_then.all(|run| run.is_change && run.value.as_deref() != Some(value))
+}
+
 /// The lane that a value names: nobody may ever have told of its claim.
 fn lane_of(value: &str) -> Option<usize> {
     let owner = value.split_once(":worker-")?.1;
@@ -187,6 +193,32 @@ mod tests {
         let story = Story::new().claim(expired(700));
         let story = story.sees_until(Some(value(0, 1)), (100, 400), 400);
         story.sees(None, (750, 1000)).is_fine();
+    }
+
+    #[test]
+    fn p3_a_value_that_comes_back_has_a_later_expiry() {
+        let granted_again = || {
+            let story = Story::new().claim(expired(700));
+            let story = story.sees_until(Some(value(0, 1)), (100, 400), 400);
+            let story = story.sees(None, (404, 450));
+            story.sees_until(Some(value(0, 1)), (454, 690), 750)
+        };
+        granted_again().sees(None, (694, 1000)).is_fine();
+        // Out of sight it may have come back again.
+        granted_again().sees(None, (694, 695)).is_fine();
+        let story = Story::new().claim(expired(700));
+        let story = story.sees_until(Some(value(0, 1)), (100, 400), 400);
+        story
+            .sees(None, (404, 700))
+            .sees(None, (750, 1000))
+            .is_fine();
+    }
+
+    #[test]
+    fn p3_a_key_that_an_unsafe_fault_took_does_not_tell_its_expiry() {
+        let late = || seen(expired(500)).under_unsafe_faults();
+        late().fault("flushall", None, (402, 450)).is_fine();
+        late().fault("flushall", None, (502, 550)).shows("P3");
     }
 
     #[test]
