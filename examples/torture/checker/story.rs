@@ -158,7 +158,12 @@ impl Story {
     }
 
     pub(super) fn findings(&self) -> Findings {
-        check(&self.record, &[self.runs.clone()], self.class, END * MS)
+        check(
+            &self.record,
+            std::slice::from_ref(&self.runs),
+            self.class,
+            END * MS,
+        )
     }
 
     /// Exactly one violation, which begins like this.
