@@ -225,19 +225,19 @@ impl Target {
             }
             // The unsafe ones come while some holders are cut off and cannot hear of it.
             Fault::FlushAll => {
-                self.hold(lanes);
+                self.hold(lanes).await;
                 self.tell::<()>(&["FLUSHALL"]).await?;
                 sleep(length).await;
                 self.calm(lanes);
             }
             Fault::RestartEmpty => {
-                self.hold(lanes);
+                self.hold(lanes).await;
                 self.restart(Duration::ZERO, true).await?;
                 sleep(length).await;
                 self.calm(lanes);
             }
             Fault::Evict => {
-                self.hold(lanes);
+                self.hold(lanes).await;
                 self.tell::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-random"])
                     .await?;
                 self.tell::<()>(&["CONFIG", "SET", "maxmemory", "1"])
@@ -279,13 +279,18 @@ impl Target {
         self.calm(lanes);
     }
 
-    fn hold(&self, lanes: &[usize]) {
+    /// Cuts lanes off, and has those of their tasks that hold a lock go on with it.
+    async fn hold(&self, lanes: &[usize]) {
+        for &lane in lanes {
+            self.workers.order(lane, "linger 500");
+        }
         for &lane in lanes {
             self.proxies.change(lane, |weather| {
                 weather.requests = Mode::Hold;
                 weather.replies = Mode::Hold;
             });
         }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
     fn calm(&self, lanes: &[usize]) {
@@ -325,7 +330,7 @@ impl Target {
         replica.command::<()>(&["REPLICAOF", "NO", "ONE"])?;
         // Long enough for locks to change hands at the old master.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        self.hold(lanes);
+        self.hold(lanes).await;
         for lane in (0..self.workers.count()).filter(|lane| !lanes.contains(lane)) {
             self.proxies.change(lane, |weather| weather.epoch += 1);
         }

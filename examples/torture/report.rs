@@ -104,6 +104,7 @@ impl Outcome {
                 "least from last claim to expiry",
                 millis(findings.least_margin),
             ),
+            ("tokens against expiries", findings.tokens.to_string()),
             ("latest token after expiry", millis(findings.latest_token)),
             (
                 "the same, less what all were late",

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use redlease::{Error, Lock, LockGuard};
@@ -198,7 +199,7 @@ impl Section<'_> {
         let unfenced = self.ask(resource, "read-unfenced", 0).await;
         let fenced = self.ask(resource, "read", 0).await;
         tokio::select! {
-            () = sleep(length) => {}
+            () = sleep(length) => self.linger().await,
             () = self.worker.stop.cancelled() => {}
         }
         if let Some(value) = fenced {
@@ -211,6 +212,13 @@ impl Section<'_> {
             self.ask(resource, "write-unfenced", value + 1).await;
         }
         self.ask(resource, "log", 0).await;
+    }
+
+    async fn linger(&self) {
+        let until = || self.worker.linger_until.load(Ordering::Relaxed);
+        while now() < until() && self.slot.is_held() {
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     async fn ask(&self, resource: &mut Resource, verb: &str, value: u64) -> Option<u64> {

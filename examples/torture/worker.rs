@@ -80,6 +80,8 @@ pub struct Worker {
     pub stop: CancellationToken,
     slots: Mutex<HashMap<u64, Arc<Slot>>>,
     numbers: AtomicU64,
+    /// Until when the holders of locks go on with their sections, unless they are lost.
+    pub linger_until: AtomicU64,
     /// Where the falls of tokens are noticed: no task can block it.
     witness: Handle,
 }
@@ -112,6 +114,7 @@ pub fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
         stop,
         slots: Mutex::default(),
         numbers: AtomicU64::new(0),
+        linger_until: AtomicU64::new(0),
         witness: witness.handle().clone(),
     });
     let listening = Arc::clone(&worker);
@@ -216,6 +219,9 @@ impl Worker {
             let Ok(line) = line else { break };
             if line == "stop" {
                 self.stop.cancel();
+            } else if let Some(millis) = line.strip_prefix("linger ") {
+                let until = now() + millis.parse().unwrap_or(0) * MS;
+                self.linger_until.store(until, Ordering::Relaxed);
             } else if let Some(millis) = line.strip_prefix("block ") {
                 let block = Duration::from_millis(millis.parse().unwrap_or(0));
                 for _ in 0..THREADS {

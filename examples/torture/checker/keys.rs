@@ -69,7 +69,6 @@ impl Checker<'_> {
         let Some(value) = run.value.as_deref() else {
             return;
         };
-        let margin = (TTLS[key] / 100 + 2) * MS;
         for claim in self.by_value.get(value).cloned().unwrap_or_default() {
             let Some(guard) = &claim.guard else { continue };
             let Some((_, lost, reason)) = &guard.lost else {
@@ -81,7 +80,7 @@ impl Checker<'_> {
             if reason != "expired" || !is_spared || !is_gone_until(noticed, value, later) {
                 continue;
             }
-            self.findings.false_losses += usize::from(run.last > lost + margin);
+            self.findings.false_losses += usize::from(run.last > lost + margin(key));
             // That a guard came is no answer of its `is_lost`.
             if let Some((_, held)) = claim.certain() {
                 let left = run.expires as i64 - held as i64;
@@ -92,16 +91,17 @@ impl Checker<'_> {
                     self.violation(format!("P3: key {key}: is_lost was {late:.1} ms late"));
                 }
             }
-            self.token(claim, guard, run.expires);
+            self.token_at_expiry(claim, guard, run.expires);
         }
     }
 
     /// P4: the token falls before the key expires, but for what the machine is late by.
-    fn token(&mut self, claim: &Claim, guard: &Guard, expires: u64) {
+    fn token_at_expiry(&mut self, claim: &Claim, guard: &Guard, expires: u64) {
         let Some(fired) = guard.fired else { return };
         let late = fired as i64 - expires as i64;
         let net = late - self.pause_around(claim.lane, guard.deadline, fired) as i64;
         let findings = &mut self.findings;
+        findings.tokens += 1;
         findings.latest_token = Some(findings.latest_token.unwrap_or(late).max(late));
         findings.latest_token_net = Some(findings.latest_token_net.unwrap_or(net).max(net));
         if net > 0 {
@@ -109,6 +109,28 @@ impl Checker<'_> {
             self.violation(format!(
                 "P4: key {key}: the token was {late:.1} ms late, {net:.1} ms of it by itself"
             ));
+        }
+    }
+
+    /// P4: the token falls with the lease, wherever the key is, and at all.
+    pub(super) fn tokens_at_loss(&mut self, claims: &[&Claim]) {
+        for claim in claims {
+            let Some(guard) = &claim.guard else { continue };
+            let Some((_, lost, _)) = guard.lost else {
+                continue;
+            };
+            // If its fall was never noticed, it had not fallen when the guard was given up.
+            let given_up = guard.ended.as_ref().map(|&(at, _)| at);
+            let Some(noticed) = guard.fired.or(given_up) else {
+                continue;
+            };
+            let allowed = lost + margin(claim.key) + self.pause_around(claim.lane, lost, noticed);
+            if noticed > allowed {
+                let (key, late) = (claim.key, millis((noticed - allowed) as i64));
+                self.violation(format!(
+                    "P4: key {key}: the lease was lost, and the token fell {late:.1} ms too late or never"
+                ));
+            }
         }
     }
 
@@ -148,6 +170,11 @@ fn is_gone_until(noticed: u64, value: &str, later: &[Run]) -> bool {
 fn lane_of(value: &str) -> Option<usize> {
     let owner = value.split_once(":worker-")?.1;
     owner.split_once('.')?.0.parse().ok()
+}
+
+/// By how much a lease ends before its key, at least.
+fn margin(key: usize) -> u64 {
+    (TTLS[key] / 100 + 2) * MS
 }
 
 fn millis(nanos: i64) -> f64 {
@@ -223,8 +250,8 @@ mod tests {
 
     #[test]
     fn p4_a_token_after_the_expiry_is_found() {
-        let late = expired(395).deadline(395).fired(401);
-        seen(late).shows("P4: key 0: the token was 1.0 ms late, 1.0 ms of it by itself");
+        let late = expired(395).deadline(395).lost(401, "expired");
+        seen(late.fired(401)).shows("P4: key 0: the token was 1.0 ms late, 1.0 ms of it by itself");
     }
 
     #[test]
@@ -234,7 +261,10 @@ mod tests {
 
     #[test]
     fn p4_a_pause_of_the_worker_explains_so_much_and_no_more() {
-        let late = || seen(expired(395).deadline(395).fired(460));
+        let late = || {
+            let late = expired(395).deadline(395).lost(460, "expired");
+            seen(late.fired(460))
+        };
         late().pause(0, (300, 455)).is_fine();
         late().pause(0, (300, 454)).shows("P4");
         late().pause(1, (300, 455)).shows("P4");
@@ -246,6 +276,27 @@ mod tests {
         let findings = late().pause(0, (300, 456)).findings();
         assert_eq!(findings.latest_token, Some(60_000_000));
         assert_eq!(findings.latest_token_net, Some(-1_000_000));
+    }
+
+    #[test]
+    fn p4_a_token_that_falls_after_the_loss_is_found() {
+        let lost = |reason| hold(0, 1, (100, 290)).lost(300, reason);
+        for reason in ["expired", "removed", "max-hold"] {
+            let fired = |at| Story::new().claim(lost(reason).fired(at));
+            fired(305).is_fine();
+            fired(306).shows("P4: key 0: the lease was lost, and the token fell 1.0 ms too late");
+            fired(306).pause(0, (290, 296)).is_fine();
+        }
+    }
+
+    #[test]
+    fn p4_a_token_that_never_falls_is_found() {
+        let lost = || hold(0, 1, (100, 290)).lost(300, "expired");
+        let given_up = |at| Story::new().claim(lost().ended(at, "dropped"));
+        given_up(305).is_fine();
+        given_up(306).shows("P4");
+        // Its process may have been killed.
+        Story::new().claim(lost()).is_fine();
     }
 
     #[test]

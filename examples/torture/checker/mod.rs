@@ -35,6 +35,8 @@ pub struct Findings {
     pub false_losses: usize,
     /// The least time from a certain claim's end to the key's expiry, in nanoseconds.
     pub least_margin: Option<i64>,
+    /// How many tokens could be compared with the expiry of their keys.
+    pub tokens: usize,
     /// The latest that a token was noticed after the key's expiry, as it was; and less what the
     /// machine was late by.
     pub latest_token: Option<i64>,
@@ -63,6 +65,7 @@ pub fn check(record: &Record, runs: &[Vec<Run>], class: Class, end: u64) -> Find
         checker.overlaps(key, &claims);
         checker.tokens(key, &claims);
         checker.losses(&claims);
+        checker.tokens_at_loss(&claims);
         checker.values(key, runs);
         checker.idle(key, &claims, runs);
     }
