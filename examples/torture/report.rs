@@ -114,6 +114,10 @@ impl Outcome {
                 "longest idle with a waiter",
                 millis(Some(findings.longest_idle as i64)),
             ),
+            (
+                "longest pause of a process",
+                millis(Some(findings.longest_pause as i64)),
+            ),
         ];
         for (name, value) in rows {
             println!("{name:34} {value}");

@@ -42,6 +42,8 @@ pub struct Findings {
     pub latest_token: Option<i64>,
     pub latest_token_net: Option<i64>,
     pub longest_idle: u64,
+    /// For how long a process did not run.
+    pub longest_pause: u64,
     /// How often each way to wait was taken and led to a guard, and each way to give one up.
     pub waits: BTreeMap<String, (usize, usize)>,
     pub ends: BTreeMap<String, usize>,
@@ -70,6 +72,10 @@ pub fn check(record: &Record, runs: &[Vec<Run>], class: Class, end: u64) -> Find
         checker.idle(key, &claims, runs);
     }
     checker.log();
+    let pauses = record.pauses.iter().map(|&(_, from, until)| (from, until));
+    let pauses = pauses.chain(record.starved.iter().copied());
+    let longest = pauses.map(|(from, until)| until - from).max();
+    checker.findings.longest_pause = longest.unwrap_or(0);
     for line in &record.misunderstood {
         checker.violation(format!("a worker said {line:?}"));
     }
