@@ -28,6 +28,8 @@ pub struct Claim {
     pub life: usize,
     pub key: usize,
     pub called: u64,
+    /// In which of the ways it waits.
+    pub how: String,
     /// When the wait ended without a guard.
     pub gave_up: Option<u64>,
     pub guard: Option<Guard>,
@@ -47,8 +49,10 @@ pub struct Guard {
     pub lost: Option<(u64, u64, String)>,
     /// When the token's fall was noticed.
     pub fired: Option<u64>,
-    /// When the guard was given up, and how.
+    /// When the guard was about to be given up, and how.
     pub ended: Option<(u64, String)>,
+    /// When that was over, as far as the one who gave it up waited.
+    pub over: Option<u64>,
 }
 
 impl Claim {
@@ -95,8 +99,11 @@ pub struct Record {
     pub lives: Vec<Life>,
     pub writes: Vec<Write>,
     pub disturbances: Vec<Disturbance>,
-    /// When a worker's sampling thread did not run: its lane, from, until.
+    /// When a worker was late for a moment that it had chosen, though nothing kept it but the
+    /// machine or a signal: its lane, when it last ran, and when it noticed.
     pub pauses: Vec<(usize, u64, u64)>,
+    /// The same of the driver, through which all traffic with the servers goes.
+    pub starved: Vec<(u64, u64)>,
     pub errors: HashMap<String, u64>,
     pub misunderstood: Vec<String>,
     index: HashMap<(usize, usize, u64), usize>,
@@ -144,6 +151,7 @@ impl Record {
                 life,
                 key: usize::try_from(number(&mut words)?).ok()?,
                 called: number(&mut words)?,
+                how: words.next()?.to_owned(),
                 ..Claim::default()
             });
             return Some(());
@@ -176,6 +184,7 @@ impl Record {
                 guard.lost = Some((before, after, words.next()?.to_owned()));
             }
             "fired" => guard.fired = Some(number(&mut words)?),
+            "over" => guard.over = Some(number(&mut words)?),
             "end" => guard.ended = Some((number(&mut words)?, words.next()?.to_owned())),
             _ => return None,
         }
@@ -185,4 +194,44 @@ impl Record {
 
 fn number<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<u64> {
     words.next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_a_worker_make_a_claim() {
+        let mut record = Record::default();
+        for line in [
+            "call 7 2 100 lock",
+            "got 7 110 41 v",
+            "held 7 120 400",
+            "held 7 115 390",
+            "lost 7 401 402 expired",
+            "fired 7 403",
+            "end 7 404 dropped",
+            "over 7 405",
+            "pause 90 99",
+        ] {
+            assert!(record.enter(3, 1, line).is_some(), "{line}");
+        }
+        let claim = &record.claims[0];
+        assert_eq!((claim.lane, claim.life, claim.key), (3, 1, 2));
+        assert_eq!(claim.certain(), Some((110, 120)));
+        let guard = claim.guard.as_ref().unwrap();
+        assert_eq!((guard.token, guard.deadline), (41, 400));
+        assert_eq!(guard.lost, Some((401, 402, "expired".to_owned())));
+        assert_eq!((guard.fired, guard.over), (Some(403), Some(405)));
+        assert_eq!(record.pauses, [(3, 90, 99)]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_kept() {
+        let history = History::default();
+        for line in ["", "got 7 110 41 v", "call 7 2", "what 1"] {
+            history.enter(0, 0, line);
+        }
+        history.with(|record| assert_eq!(record.misunderstood.len(), 4));
+    }
 }

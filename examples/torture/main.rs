@@ -29,6 +29,7 @@ mod observer;
 mod picture;
 mod probe;
 mod proxy;
+mod pulse;
 mod report;
 mod resource;
 mod server;
@@ -53,6 +54,8 @@ use target::{Node, Target};
 use workers::Workers;
 
 const WORKERS: usize = 8;
+/// The end of a run is without faults, so that the checker sees everything recover.
+const CALM: u64 = 3000 * MS;
 /// How long the workers may take to end: an unreachable server is put up with for this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -181,6 +184,7 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     let resource = Arc::new(Resource::default());
     let socket = folder.path().join("resource");
     resource.serve(tokio::net::UnixListener::bind(&socket)?, &history);
+    tokio::spawn(pulse::of_driver(Arc::clone(&history)));
     let mut nodes = Vec::new();
     for number in 0..plan.servers {
         let folder = folder.path().join(format!("server-{number}"));
@@ -209,6 +213,7 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     };
     let from = now();
     let until = from + plan.seconds * 1000 * MS;
+    let calm_from = until.saturating_sub(CALM).max(from);
     let measure = async {
         while now() < until {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -228,8 +233,8 @@ async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
         }
     };
     let (first, second, (), probed) = tokio::join!(
-        target.disturb(&plan.faults, plan.seed, until),
-        target.disturb(second, plan.seed + 1, until),
+        target.disturb(&plan.faults, plan.seed, calm_from),
+        target.disturb(second, plan.seed + 1, calm_from),
         measure,
         probe,
     );
@@ -307,11 +312,9 @@ fn leaks(history: &History, seen: &[Vec<Vec<observer::Run>>], end: u64) -> Vec<S
 /// What should not be on the server when nobody holds or waits.
 fn left_over(server: &Server) -> redis::RedisResult<Vec<String>> {
     let mut left: Vec<String> = server.command(&["KEYS", "torture:*"])?;
-    // Killed waiters leave a queue that expires by itself.
     for key in server.command::<Vec<String>>(&["KEYS", "{torture:*"])? {
         let millis: i64 = server.command(&["PTTL", &key])?;
-        let is_counter = key.ends_with(":fence") || key.ends_with(":fence-owner");
-        if !is_counter && !(0..=10_000).contains(&millis) {
+        if report::is_left_over(&key, millis) {
             left.push(key);
         }
     }

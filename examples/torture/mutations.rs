@@ -66,6 +66,12 @@ const MUTATIONS: &[Mutation] = &[
         faults: "lag",
         servers: 3,
     },
+    Mutation {
+        name: "one_heartbeat",
+        what: "a waiter asks once, and then relies on being told",
+        faults: "kill-workers,client-kill,freeze",
+        servers: 1,
+    },
 ];
 
 /// Whether this process was called as the compiler.

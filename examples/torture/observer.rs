@@ -10,6 +10,8 @@ use crate::history::{MS, TTLS, key, now};
 use crate::server::connect;
 
 const EVERY: Duration = Duration::from_millis(4);
+/// Looks that are further apart, because the machine is busy, leave open what was in between.
+pub const LONGEST_GAP: u64 = 25 * MS;
 
 /// Looks in a row that found the same value in a key.
 #[derive(Clone, Debug)]
@@ -22,7 +24,7 @@ pub struct Run {
     pub last: u64,
     /// The latest that the key can expire, by the last look.
     pub expires: u64,
-    /// The look before the first one saw another value, and was answered.
+    /// The look before the first one saw another value, was answered, and was not long before.
     pub is_change: bool,
 }
 
@@ -42,6 +44,7 @@ impl Observer {
             let mut connection = None;
             let mut connected_to = 0;
             let mut is_blind = true;
+            let mut previous = 0;
             while !stopped.load(Ordering::Relaxed) {
                 std::thread::sleep(EVERY);
                 let target = port.load(Ordering::SeqCst);
@@ -55,6 +58,8 @@ impl Observer {
                 let before = now();
                 let seen = connection.as_mut().and_then(|c| look(c).ok());
                 let after = now();
+                is_blind |= after - previous > LONGEST_GAP;
+                previous = before;
                 match (seen, all.lock()) {
                     (Some(seen), Ok(mut runs)) => {
                         for (runs, (value, ttl)) in runs.iter_mut().zip(seen) {

@@ -32,6 +32,7 @@ pub fn draw(
     let lanes = 1 + record.lives.iter().map(|life| life.lane).max().unwrap_or(0);
     let mut canvas = Canvas {
         svg: String::new(),
+        labels: String::new(),
         from,
         until,
         lanes,
@@ -57,9 +58,9 @@ pub fn draw(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12">
 <style>{STYLE}</style>
 <rect width="100%" height="100%" fill="white"/>
-{}</svg>
+{}{}</svg>
 "##,
-        canvas.svg
+        canvas.svg, canvas.labels
     );
     std::fs::write(page.with_extension("svg"), &svg)?;
     let html = format!(
@@ -77,6 +78,7 @@ const STYLE: &str = "\
 .band { fill: #ee6677; fill-opacity: 0.16 } .edge { stroke: #cc3344; stroke-width: 0.6 }\
 .lost { stroke: #cc0000; stroke-width: 2 } .refused { fill: #ff9900; stroke: #663300 }\
 .overlap { fill: #ff00ff } .wait { stroke-width: 0.7; stroke-opacity: 0.35 }\
+.label { font-size: 11px; fill: #991122; stroke: white; stroke-width: 3px; paint-order: stroke }\
 .server { fill: #ee6677; fill-opacity: 0.55 } .grid { stroke: #dddddd; stroke-width: 0.6 }";
 
 fn title(findings: &Findings, plan: &Plan) -> String {
@@ -93,6 +95,8 @@ fn title(findings: &Findings, plan: &Plan) -> String {
 
 struct Canvas {
     svg: String,
+    /// What is written over all the rest.
+    labels: String,
     from: u64,
     until: u64,
     lanes: usize,
@@ -133,6 +137,14 @@ impl Canvas {
         let _ = writeln!(
             self.svg,
             r##"<text x="{x:.1}" y="{y:.1}" {more}>{text}</text>"##
+        );
+    }
+
+    /// A short text beside what it is about, legible on any ground.
+    fn label(&mut self, x: f64, y: f64, text: &str) {
+        let _ = writeln!(
+            self.labels,
+            r##"<text x="{x:.1}" y="{y:.1}" class="label">{text}</text>"##
         );
     }
 
@@ -229,12 +241,11 @@ impl Canvas {
                         .filter_map(|other| other.lane)
                         .min();
                     if first == Some(lane) {
-                        let more = r##"font-size="10" fill="#aa2233""##;
                         let ends = &mut ends_in_lane[lane];
                         let line = (0..3).find(|&line| ends[line] < from).unwrap_or(2);
                         ends[line] = from + 75.0;
                         let y = y + 9.0 + 10.0 * line as f64;
-                        self.text(from + 2.0, y, more, fault.name);
+                        self.label(from + 2.0, y, fault.name);
                     }
                 }
                 None => {
@@ -245,7 +256,7 @@ impl Canvas {
                     let line = usize::from(ends[0] > from);
                     ends[line] = from + 90.0;
                     let y = TOP + 9.0 + 11.0 * line as f64;
-                    self.text(from + 2.0, y, r##"font-size="10""##, fault.name);
+                    self.label(from + 2.0, y, fault.name);
                 }
             }
         }
@@ -254,12 +265,7 @@ impl Canvas {
                 && let Some(x) = self.x(life.from)
             {
                 let y = self.lane(life.lane);
-                self.text(
-                    x,
-                    y + LANE,
-                    r##"font-size="10" fill="#aa2233""##,
-                    "restarted",
-                );
+                self.label(x, y + LANE, "restarted");
             }
         }
     }

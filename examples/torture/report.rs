@@ -47,10 +47,7 @@ impl Outcome {
             problems.push(format!("P10: {key} is left on the server"));
         }
         for (first, last) in &self.usage {
-            if last.threads > first.threads + MORE_THREADS
-                || last.descriptors > first.descriptors + MORE_DESCRIPTORS
-                || last.kilobytes > first.kilobytes + MORE_KILOBYTES
-            {
+            if has_grown(first, last) {
                 problems.push(format!("a worker grew from {first:?} to {last:?}"));
             }
         }
@@ -90,6 +87,7 @@ impl Outcome {
                 "hand-overs between processes",
                 findings.handovers.to_string(),
             ),
+            ("holds longer than the TTL", findings.long_holds.to_string()),
             ("overlaps", findings.overlaps.len().to_string()),
             ("losses", findings.losses.to_string()),
             (
@@ -110,14 +108,23 @@ impl Outcome {
                 "least from last claim to expiry",
                 millis(findings.least_margin),
             ),
+            ("tokens against expiries", findings.tokens.to_string()),
             ("latest token after expiry", millis(findings.latest_token)),
+            (
+                "the same, less what all were late",
+                millis(findings.latest_token_net),
+            ),
             (
                 "longest idle with a waiter",
                 millis(Some(findings.longest_idle as i64)),
             ),
+            (
+                "longest pause of a process",
+                millis(Some(findings.longest_pause as i64)),
+            ),
         ];
         for (name, value) in rows {
-            println!("{name:32} {value}");
+            println!("{name:34} {value}");
         }
         if plan.servers > 1 {
             let seen = &self.minority;
@@ -125,8 +132,14 @@ impl Outcome {
                 "{} times, {} holds, {} losses, {} overlaps",
                 seen.troubles, seen.holds, seen.losses, seen.overlaps
             );
-            println!("{:32} {text}", "only a minority in trouble");
+            println!("{:34} {text}", "only a minority in trouble");
         }
+        let waits = findings.waits.iter();
+        let waits = waits.map(|(way, (count, guards))| format!("{way} {guards}/{count}"));
+        let ends = findings.ends.iter();
+        let ends = ends.map(|(way, count)| format!("{way} {count}"));
+        println!("guards of waits: {}", waits.collect::<Vec<_>>().join(", "));
+        println!("given up: {}", ends.collect::<Vec<_>>().join(", "));
         let mut errors: Vec<_> = self.errors.iter().collect();
         errors.sort();
         for (error, count) in errors {
@@ -140,5 +153,119 @@ impl Outcome {
             0 => println!("no violation"),
             count => println!("{count} violations"),
         }
+    }
+}
+
+fn has_grown(first: &Usage, last: &Usage) -> bool {
+    last.threads > first.threads + MORE_THREADS
+        || last.descriptors > first.descriptors + MORE_DESCRIPTORS
+        || last.kilobytes > first.kilobytes + MORE_KILOBYTES
+}
+
+/// Whether a key beside the lock keys should not be there when nobody holds or waits, with so many
+/// milliseconds to live (-1: for ever).
+pub fn is_left_over(key: &str, millis: i64) -> bool {
+    // Killed waiters leave a queue that expires by itself.
+    let is_counter = key.ends_with(":fence") || key.ends_with(":fence-owner");
+    !is_counter && !(0..=10_000).contains(&millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::Overlap;
+
+    fn good() -> Outcome {
+        Outcome {
+            findings: Findings {
+                holds: 100,
+                ..Findings::default()
+            },
+            minority: Minority::default(),
+            tally: Tally::default(),
+            hung: Vec::new(),
+            left: Vec::new(),
+            usage: vec![(Usage::default(), Usage::default())],
+            lives: 8,
+            errors: HashMap::new(),
+            disturbances: 0,
+            length: 0,
+        }
+    }
+
+    fn plan(fault: &str) -> Plan {
+        Plan::parse(&["--fault".to_owned(), fault.to_owned()]).unwrap()
+    }
+
+    fn problem(change: impl FnOnce(&mut Outcome)) -> String {
+        let mut outcome = good();
+        change(&mut outcome);
+        outcome.problems(&plan("mix")).join(", ")
+    }
+
+    #[test]
+    fn a_good_run_has_no_problem() {
+        assert_eq!(problem(|_| {}), "");
+    }
+
+    #[test]
+    fn growth_of_each_kind_is_found_beyond_its_bound() {
+        let grown = |threads, descriptors, kilobytes| {
+            problem(|outcome| {
+                outcome.usage.push((
+                    Usage::default(),
+                    Usage {
+                        threads,
+                        descriptors,
+                        kilobytes,
+                    },
+                ));
+            })
+        };
+        let (threads, descriptors) = (MORE_THREADS, MORE_DESCRIPTORS);
+        assert_eq!(grown(threads, descriptors, MORE_KILOBYTES), "");
+        assert!(grown(threads + 1, 0, 0).starts_with("a worker grew"));
+        assert!(grown(0, descriptors + 1, 0).starts_with("a worker grew"));
+        assert!(grown(0, 0, MORE_KILOBYTES + 1).starts_with("a worker grew"));
+    }
+
+    #[test]
+    fn a_queue_that_does_not_expire_in_time_is_left_over() {
+        assert!(is_left_over("{torture:1}:queue", -1));
+        assert!(is_left_over("{torture:1}:queue", 10_001));
+        assert!(!is_left_over("{torture:1}:queue", 10_000));
+        assert!(!is_left_over("{torture:1}:fence", 604_800_000));
+    }
+
+    #[test]
+    fn whatever_else_went_wrong_is_a_problem() {
+        let left = problem(|o| o.left.push("torture:1".to_owned()));
+        assert_eq!(left, "P10: torture:1 is left on the server");
+        let hung = problem(|o| o.hung.push("worker 1 does not end".to_owned()));
+        assert_eq!(hung, "worker 1 does not end");
+        let lost = problem(|o| o.tally.lost_fenced = 1);
+        assert_eq!(lost, "fencing: 1 lost updates");
+        let few = problem(|o| o.findings.holds = 99);
+        assert_eq!(few, "only 99 holds: nothing is proven");
+    }
+
+    #[test]
+    fn p13_a_refusal_is_a_problem_and_an_outage_is_not() {
+        let error = |text: &str| problem(|o| o.errors = HashMap::from([(text.to_owned(), 1)]));
+        assert_eq!(error("refused: NOSCRIPT"), "P13: 1 times refused: NOSCRIPT");
+        assert_eq!(error("unavailable"), "");
+    }
+
+    #[test]
+    fn an_unsafe_run_without_an_overlap_means_that_the_checker_is_blind() {
+        let mut outcome = good();
+        assert!(outcome.problems(&plan("unsafe"))[0].ends_with("the checker is blind"));
+        outcome.findings.overlaps.push(Overlap {
+            key: 0,
+            from: 0,
+            until: 1,
+            lanes: (0, 1),
+        });
+        assert!(outcome.problems(&plan("unsafe")).is_empty());
     }
 }

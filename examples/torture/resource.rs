@@ -114,3 +114,38 @@ impl Resource {
         (Some(value), true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smaller_token_than_the_largest_seen_is_refused() {
+        let resource = Resource::default();
+        assert_eq!(resource.carry_out("log", 0, 5, 0), (Some(0), true));
+        assert_eq!(resource.carry_out("log", 0, 4, 0), (None, true));
+        assert_eq!(resource.carry_out("log", 1, 4, 0), (Some(0), true));
+        assert_eq!(resource.tally.lock().unwrap().refused, 1);
+    }
+
+    #[test]
+    fn a_reader_shuts_out_older_writers() {
+        let resource = Resource::default();
+        assert_eq!(resource.carry_out("read", 0, 4, 0), (Some(0), false));
+        assert_eq!(resource.carry_out("read", 0, 5, 0), (Some(0), false));
+        assert_eq!(resource.carry_out("write", 0, 4, 1), (None, true));
+        assert_eq!(resource.carry_out("write", 0, 5, 1), (Some(1), true));
+        assert_eq!(resource.tally.lock().unwrap().lost_fenced, 0);
+    }
+
+    #[test]
+    fn a_lost_update_of_either_counter_is_counted() {
+        let resource = Resource::default();
+        for verb in ["write", "write-unfenced"] {
+            resource.carry_out(verb, 0, 5, 1);
+            resource.carry_out(verb, 0, 5, 1);
+        }
+        let tally = *resource.tally.lock().unwrap();
+        assert_eq!((tally.lost_fenced, tally.lost_unfenced), (1, 1));
+    }
+}

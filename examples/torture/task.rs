@@ -27,17 +27,14 @@ pub async fn run(worker: Arc<Worker>, index: usize) {
         let ttl = Duration::from_millis(TTLS[chosen]);
         let lock = worker.locker.lock(key(chosen)).ttl(ttl);
         // One that will be forgotten must end by itself.
-        let is_forgotten = random.u32(..400) == 0;
+        let is_forgotten = random.u32(..600) == 0;
         let lock = match is_forgotten {
             true => lock.max_hold(ttl),
             false => lock,
         };
-        tell(&format!("call {number} {chosen} {}", now()));
-        let guard = if random.u32(..200) == 0 {
-            on_a_runtime_of_its_own(lock).await
-        } else {
-            wait(&worker, &lock, &mut random).await
-        };
+        let way = Way::choose(&mut random);
+        tell(&format!("call {number} {chosen} {} {}", now(), way.name()));
+        let guard = wait(&worker, lock, way, &mut random).await;
         let Some(guard) = guard else {
             tell(&format!("none {number} {}", now()));
             continue;
@@ -54,28 +51,71 @@ pub async fn run(worker: Arc<Worker>, index: usize) {
             std::mem::forget(worker.take(&slot, "forgotten"));
         } else {
             give_up(&worker, &slot, &mut random).await;
+            tell(&format!("over {number} {}", now()));
         }
         sleep(Duration::from_micros(random.u64(..8_000))).await;
     }
 }
 
-async fn wait(worker: &Worker, lock: &Lock, random: &mut fastrand::Rng) -> Option<LockGuard> {
+/// A way to wait for a lock.
+#[derive(Clone, Copy)]
+enum Way {
+    Lock,
+    TryLockFor,
+    TryLock,
+    /// Cancelled in the middle: early, when a request is under way.
+    CancelEarly,
+    Cancel,
+    /// On a runtime that is shut down while the guard lives.
+    OwnRuntime,
+}
+
+impl Way {
+    fn choose(random: &mut fastrand::Rng) -> Self {
+        match random.u32(..200) {
+            0..90 => Self::Lock,
+            90..150 => Self::TryLockFor,
+            150..169 => Self::TryLock,
+            169..189 => Self::CancelEarly,
+            189..199 => Self::Cancel,
+            _ => Self::OwnRuntime,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::TryLockFor => "try-lock-for",
+            Self::TryLock => "try-lock",
+            Self::CancelEarly => "cancelled-early",
+            Self::Cancel => "cancelled",
+            Self::OwnRuntime => "own-runtime",
+        }
+    }
+}
+
+async fn wait(
+    worker: &Worker,
+    lock: Lock,
+    way: Way,
+    random: &mut fastrand::Rng,
+) -> Option<LockGuard> {
     let millis = Duration::from_millis;
+    let limit = Duration::from_micros(random.u64(..300_000));
     let attempt = async {
-        let limit = Duration::from_micros(random.u64(..300_000));
-        match random.u32(..100) {
-            0..55 => lock.lock().await.map(Some),
-            55..75 => lock.try_lock_for(limit).await,
-            75..85 => {
+        match way {
+            Way::Lock => lock.lock().await.map(Some),
+            Way::TryLockFor => lock.try_lock_for(limit).await,
+            Way::TryLock => {
                 let answer = lock.try_lock().await;
                 if matches!(answer, Ok(None)) {
                     sleep(millis(2)).await;
                 }
                 answer
             }
-            // Cancelled in the middle: early, when a request is under way, or later.
-            85..95 => Ok(timeout(limit / 100, lock.lock()).await.ok().transpose()?),
-            _ => Ok(timeout(limit, lock.lock()).await.ok().transpose()?),
+            Way::CancelEarly => Ok(timeout(limit / 100, lock.lock()).await.ok().transpose()?),
+            Way::Cancel => Ok(timeout(limit, lock.lock()).await.ok().transpose()?),
+            Way::OwnRuntime => Ok(on_a_runtime_of_its_own(lock.clone()).await),
         }
     };
     let answer = tokio::select! {
@@ -97,7 +137,6 @@ async fn wait(worker: &Worker, lock: &Lock, random: &mut fastrand::Rng) -> Optio
     }
 }
 
-/// Acquires on a runtime that is shut down while the guard lives.
 async fn on_a_runtime_of_its_own(lock: Lock) -> Option<LockGuard> {
     let work = move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -113,7 +152,7 @@ async fn on_a_runtime_of_its_own(lock: Lock) -> Option<LockGuard> {
 async fn give_up(worker: &Arc<Worker>, slot: &Arc<Slot>, random: &mut fastrand::Rng) {
     match random.u32(..3000) {
         0 => {
-            tell("error a worker aborts, as it is meant to");
+            tell(&format!("end {} {} aborted", slot.number, now()));
             std::process::abort();
         }
         1..1200 => {
@@ -149,10 +188,11 @@ struct Section<'a> {
 
 impl Section<'_> {
     async fn work(&self, resource: &mut Resource, random: &mut fastrand::Rng, ttl: Duration) {
-        // Mostly short; now and then up to three TTLs.
+        // Mostly short, so that the lock often changes hands; now and then up to three TTLs. These
+        // few take a third of the time of all keys.
         let length = match random.u32(..1000) {
-            0..925 => Duration::from_micros(random.u64(..4_000)),
-            925..995 => Duration::from_micros(random.u64(..60_000)),
+            0..950 => Duration::from_micros(random.u64(..4_000)),
+            950..996 => Duration::from_micros(random.u64(..60_000)),
             _ => ttl.mul_f64(3.0 * random.f64()),
         };
         self.ask(resource, "log", 0).await;

@@ -13,15 +13,13 @@ use redlease::{CancellationToken, LockGuard, Locker, LostReason};
 use tokio::runtime::{self, Handle};
 
 use crate::history::{MS, now};
-use crate::task;
+use crate::{pulse, task};
 
 const TASKS: usize = 4;
 const THREADS: usize = 2;
 const SAMPLE_EVERY: Duration = Duration::from_millis(2);
 /// How often a "no" of `is_lost` is written down; the last one before another answer always is.
 const NOTE_EVERY: u64 = 8 * MS;
-/// A longer gap between samples counts as a pause of the process.
-const PAUSE: u64 = 6 * MS;
 
 pub struct Arguments {
     /// One for each server.
@@ -63,7 +61,7 @@ impl Arguments {
 
 /// A guard under observation. Whoever gives it up takes it out.
 pub struct Slot {
-    number: u64,
+    pub number: u64,
     pub token: u64,
     guard: Mutex<Option<LockGuard>>,
 }
@@ -119,6 +117,8 @@ pub fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
     std::thread::spawn(move || listening.listen(&blocked));
     let sampling = Arc::clone(&worker);
     std::thread::spawn(move || sampling.sample());
+    let witnessing = worker.witness.clone();
+    std::thread::spawn(move || pulse::of_worker(&witnessing));
     runtime.block_on(async {
         let tasks: Vec<_> = (0..TASKS)
             .map(|index| tokio::spawn(task::run(Arc::clone(&worker), index)))
@@ -210,10 +210,8 @@ impl Worker {
     fn sample(&self) {
         // When the guard's last "no" was, its deadline then, and when one was last written down.
         let mut last: HashMap<u64, Sample> = HashMap::new();
-        let mut previous = now();
         loop {
             std::thread::sleep(SAMPLE_EVERY);
-            let started = now();
             let slots: Vec<Arc<Slot>> = match self.slots.lock() {
                 Ok(slots) => slots.values().cloned().collect(),
                 Err(_) => return,
@@ -227,10 +225,6 @@ impl Worker {
                     last.remove(&slot.number);
                 }
             }
-            if started - previous > PAUSE {
-                tell(&format!("pause {previous} {started}"));
-            }
-            previous = now();
         }
     }
 
