@@ -190,6 +190,7 @@ mod locker;
 mod lost;
 mod options;
 mod owner;
+mod sync;
 mod topology;
 
 pub use error::Error;
