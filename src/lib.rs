@@ -192,6 +192,7 @@ mod lost;
 mod options;
 mod owner;
 mod released;
+mod sync;
 mod topology;
 
 pub use error::Error;

@@ -19,12 +19,14 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::fault::Fault;
 use crate::options::Terms;
+use crate::sync::{Mutex, oneshot};
+
+#[cfg(all(test, redlease_loom))]
+mod models;
 
 /// The queues of all keys. `L` is a lease that can be handed over.
 pub(crate) struct Queues<L> {

@@ -54,7 +54,7 @@ pub(crate) struct Clock(Source);
 enum Source {
     System,
     #[cfg(test)]
-    Manual(std::sync::Arc<std::sync::atomic::AtomicU64>),
+    Manual(std::sync::Arc<crate::sync::AtomicU64>),
     #[cfg(test)]
     Tokio(tokio::time::Instant),
 }
@@ -67,7 +67,9 @@ impl Clock {
     /// A clock that stands until it is told to advance.
     #[cfg(test)]
     pub(crate) fn manual() -> Self {
-        Self(Source::Manual(std::sync::Arc::new(1_000_000_000.into())))
+        Self(Source::Manual(std::sync::Arc::new(
+            crate::sync::AtomicU64::new(1_000_000_000),
+        )))
     }
 
     /// A clock that follows tokio's, which a test can pause.

@@ -13,22 +13,24 @@
 
 pub(crate) mod clock;
 pub(crate) mod driver;
+#[cfg(all(test, redlease_loom))]
+mod models;
 pub(crate) mod pending;
 pub(crate) mod release;
 pub(crate) mod watch;
 pub(crate) mod watchdog;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::fault::Cause;
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
 use crate::lost::{Lost, LostReason};
+use crate::sync::{AtomicU64, Mutex};
 
 const LOST: u64 = 1 << 63;
 
