@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 51] = [
+const LAYERS: [&str; 52] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -20,6 +20,7 @@ const LAYERS: [&str; 51] = [
     "engine.rs",
     "acquire/wakeup.rs",
     "acquire/queue.rs",
+    "released.rs",
     "lease/release.rs",
     "lease/driver.rs",
     "lease/watchdog.rs",
