@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn a_key_with_a_brace_and_no_tag_has_its_neighbours_in_its_slot() {
-        assert_eq!(slot("123456789"), 0x31c3 % 16_384);
+        assert_eq!(slot("123456789"), 0x31c3);
         for name in ["{}x", "a}b", "}", "a{}b}"] {
             let fence = fence(name);
             let (tag, rest) = fence[1..].split_once('}').unwrap();
