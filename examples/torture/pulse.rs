@@ -2,7 +2,8 @@
 //!
 //! A thread is woken late on a busy machine, and not at all while its process is stopped. Nothing
 //! of that is the crate's doing. So a control chooses moments and notes when it notices them, by
-//! the same means as what is to be measured.
+//! the same means as what is to be measured. Each beat begins where the one before it ended, so that
+//! no pause falls between two.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,8 +26,8 @@ pub fn of_worker(witness: &Handle) {
         return;
     };
     runtime.block_on(async {
+        let mut began = now();
         loop {
-            let began = now();
             let token = CancellationToken::new();
             let fall = token.clone();
             let witnessed = witness.spawn(async move {
@@ -39,19 +40,21 @@ pub fn of_worker(witness: &Handle) {
             if is_late(began, noticed) {
                 tell(&format!("pause {began} {noticed}"));
             }
+            began = noticed;
         }
     });
 }
 
 /// Notes when the driver's runtime, which carries the traffic, did not run.
 pub async fn of_driver(history: Arc<History>) {
+    let mut began = now();
     loop {
-        let began = now();
         sleep(BEAT).await;
         let noticed = now();
         if is_late(began, noticed) {
             history.with(|record| record.starved.push((began, noticed)));
         }
+        began = noticed;
     }
 }
 
