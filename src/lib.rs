@@ -61,6 +61,9 @@
 //! * **P8 fencing** Tokens are unique and grow in real time: if A's acquire returned before B's
 //!   began, B's token is larger. No assumption about timing. It survives the loss of the server's
 //!   data up to the error of the clients' wall clocks.
+//!   One exception: a lease that was taken from a process that has not heard of it yet (by
+//!   [`force_release`](Lock::force_release), a foreign `DEL`, or a clock that is wrong) is still
+//!   handed on there, with a number reserved before. A store that has seen the larger one refuses it.
 //! * **P9 no deadlock** A crashed holder's lock is free after its TTL, a released one within a
 //!   round trip.
 //! * **P10 no leak** An acquire that was cancelled, timed out or failed leaves no key behind: it is

@@ -9,8 +9,9 @@ use crate::target::Trouble;
 
 /// How long after a trouble of a majority nothing is asked of the locks.
 const RECOVERY: u64 = 1500 * MS;
-/// How long a trouble must last to say something.
-const LONG: u64 = 400 * MS;
+/// How long a trouble must last to say something. All keys may be held for long by chance, and who
+/// comes next comes at random.
+const LONG: u64 = 1000 * MS;
 
 /// What was seen while a majority worked all the time.
 #[derive(Debug, Default)]
