@@ -278,6 +278,28 @@ async fn what_others_put_beside_a_key_does_not_keep_its_holder_from_letting_go()
 }
 
 #[tokio::test]
+async fn a_counter_of_another_type_keeps_no_holder_from_letting_go() {
+    let server = Server::start();
+    let (here, there) = (locker(&server).await, locker(&server).await);
+    let key = unique_key();
+    let guard = here.lock(&key).lock().await.unwrap();
+    let waiter = there.lock(&key);
+    let waiter = tokio::spawn(async move { waiter.lock().await });
+    let queue = format!("{{{key}}}:lock-queue");
+    eventually("it waits in Redis", || {
+        server.command::<u64>(&["ZCARD", &queue]) == 1
+    })
+    .await;
+    let counter = format!("{{{key}}}:fence");
+    server.command::<u64>(&["DEL", &counter]);
+    server.command::<u64>(&["LPUSH", &counter, "x"]);
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    assert!(!server.exists(&key));
+    let outcome = timeout(DEADLINE, waiter).await.unwrap().unwrap();
+    assert!(outcome.is_err_and(|error| is_refused(&error)));
+}
+
+#[tokio::test]
 async fn any_key_has_its_neighbours_in_its_cluster_slot() {
     let server = Server::with(&["--cluster-enabled", "yes"]);
     server.command::<()>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
