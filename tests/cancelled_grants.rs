@@ -10,7 +10,7 @@ mod waiters;
 use std::time::{Duration, Instant};
 
 use common::*;
-use redlease::LockGuard;
+use redlease::{Error, LockGuard};
 use tokio::task::JoinHandle;
 use waiters::*;
 
@@ -117,12 +117,15 @@ async fn p10_a_limit_that_ends_as_the_lock_comes_free_leaks_nothing() {
         let holder = lock.lock().await.unwrap();
         let waiter = {
             let other = other.clone();
-            tokio::spawn(async move { other.try_lock_for(2 * moment(round)).await.unwrap() })
+            tokio::spawn(async move { other.try_lock_for(2 * moment(round)).await })
         };
         tokio::time::sleep(moment(round)).await;
         holder.release().await.unwrap();
-        let guard = done(waiter).await;
-        assert!(guard.is_none_or(|guard| !guard.is_lost()));
+        match done(waiter).await {
+            Ok(guard) => assert!(guard.is_none_or(|guard| !guard.is_lost())),
+            // On a busy machine the answer may come after the limit.
+            Err(error) => assert!(matches!(error, Error::Unavailable { .. }), "{error}"),
+        }
     }
     assert_eq!(until_only_fences_are_left(&server).await, 1);
 }
