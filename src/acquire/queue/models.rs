@@ -82,6 +82,15 @@ fn behind(queues: &Arc<Queues<Baton>>) -> Place<Baton> {
     }
 }
 
+/// Comes, and goes again at once or when it is called.
+fn come_and_go(queues: &Arc<Queues<Baton>>) {
+    match queues.enter(&key(), &terms()) {
+        Arrival::First(turn) => drop(turn),
+        Arrival::Behind(place) => take_turn(place).expect("nobody closed"),
+        Arrival::Closed => panic!("nobody closed"),
+    }
+}
+
 /// Waits for the call; what it brings ends at once.
 fn take_turn(mut place: Place<Baton>) -> Option<()> {
     // A waiter that is never called would be a deadlock, which the model reports (P11).
@@ -142,11 +151,7 @@ fn p11_a_newcomer_is_not_forgotten_when_the_last_user_leaves() {
         let leaver = behind(&queues);
         let holder = thread::spawn(move || drop(turn));
         let leaving = thread::spawn(move || drop(leaver));
-        match queues.enter(&key(), &terms()) {
-            Arrival::First(turn) => drop(turn),
-            Arrival::Behind(place) => take_turn(place).expect("nobody closed"),
-            Arrival::Closed => panic!("nobody closed"),
-        }
+        come_and_go(&queues);
         holder.join().unwrap();
         leaving.join().unwrap();
         assert_eq!(queues.len(), 0, "Q1");
@@ -201,11 +206,7 @@ fn an_attempt_is_first_or_nowhere() {
         let holder = thread::spawn(move || drop(turn));
         let newcomer = {
             let queues = Arc::clone(&queues);
-            thread::spawn(move || match queues.enter(&key(), &terms()) {
-                Arrival::First(turn) => drop(turn),
-                Arrival::Behind(place) => take_turn(place).expect("nobody closed"),
-                Arrival::Closed => panic!("nobody closed"),
-            })
+            thread::spawn(move || come_and_go(&queues))
         };
         let attempt = queues.try_enter(&key(), &terms());
         assert!(matches!(attempt, None | Some(Arrival::First(_))));
