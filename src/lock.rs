@@ -192,8 +192,8 @@ impl Lock {
     /// Tries once to acquire the lock; `None` if somebody else has it.
     ///
     /// Answers without I/O if this process holds the key, waits for it, or is about to release it
-    /// in the background. A Redis that does not
-    /// answer is asked again for [`give_up_after`](Self::give_up_after).
+    /// in the background. A Redis that does not answer is asked again for
+    /// [`give_up_after`](Self::give_up_after).
     ///
     /// # Cancel safety
     ///

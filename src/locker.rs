@@ -84,8 +84,9 @@ impl Locker {
     ///
     /// * A server that comes back without its data has forgotten its grants. Until the next
     ///   renewal has repaired it, it counts as failed, and a second one that forgets in that time,
-    ///   or that missed the grant, can let two holders in. So a server without persistence (`appendonly yes`,
-    ///   `appendfsync always`) should be kept down for the longest TTL before it is started again.
+    ///   or that missed the grant, can let two holders in. So a server without persistence
+    ///   (`appendonly yes`, `appendfsync always`) should be kept down for the longest TTL before it
+    ///   is started again.
     /// * A replica that takes the place of one of the servers is such a loss, too: a failover
     ///   forgets what was not yet replicated. Give the quorum plain servers.
     /// * It is not fair, and contenders of different processes come back at random. `try_lock`
