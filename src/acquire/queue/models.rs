@@ -217,6 +217,23 @@ fn an_attempt_is_first_or_nowhere() {
     });
 }
 
+/// The holder need not let go for that.
+#[test]
+fn closing_turns_away_who_waits_behind_a_holder() {
+    loom::model(|| {
+        let (queues, turn) = queues();
+        let waiter = behind(&queues);
+        let closer = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || queues.close())
+        };
+        assert!(take_turn(waiter).is_none());
+        closer.join().unwrap();
+        drop(turn);
+        assert_eq!(queues.len(), 0, "Q1");
+    });
+}
+
 #[test]
 fn closing_turns_away_whoever_waits_or_comes() {
     loom::model(|| {
