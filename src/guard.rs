@@ -100,7 +100,8 @@ impl LockGuard {
     /// Returns a token that fires when the lease is lost, and never because of a release.
     ///
     /// It fires at the deadline even if every thread of the caller's runtime is blocked, and at
-    /// once when Redis says that the key is not ours. Cancelling it does nothing to the lock.
+    /// once when Redis says that the key is not ours. Clones of it in other tasks hear of the loss
+    /// also if the guard is dropped as soon as it is lost. Cancelling it does nothing to the lock.
     ///
     /// # Examples
     ///

@@ -123,12 +123,18 @@ impl Driver {
         }
     }
 
-    /// Takes a lease off the roster; `None` if it was lost meanwhile.
+    /// Takes a lease off the roster; `None` if it was lost meanwhile. One that is over by then is
+    /// lost (W4).
     pub(crate) fn unwatch(&self, id: u64) -> Option<Watch> {
-        self.roster.lock().remove(id)
+        let watch = self.roster.lock().remove(id)?;
+        if watch.is_to_be_told() {
+            watch.lease.expire();
+            note_loss(&watch);
+        }
+        Some(watch)
     }
 
-    /// Notes that the holder lets go, and that it may be by his own request that the key is
+    /// Notes that the holder lets go, and that it may be by its own request that the key is
     /// another's from now on: that is no loss.
     pub(crate) fn cede(&self, id: u64) {
         self.roster.lock().cede(id);
@@ -141,7 +147,11 @@ impl Driver {
         turn: u64,
         lease: impl FnOnce(Moment) -> Lease,
     ) -> Option<Arc<Lease>> {
-        let (lease, early) = self.roster.lock().hand_over(id, turn, lease)?;
+        let handed = self.roster.lock().hand_over(id, turn, lease);
+        let Some((lease, early)) = handed else {
+            self.unwatch(id);
+            return None;
+        };
         self.wake_if(early);
         Some(lease)
     }
@@ -261,17 +271,8 @@ impl Driver {
     }
 
     fn tell_loss(&self, watch: &Watch) {
-        let lease: &Lease = &watch.lease;
-        if let Some(reason) = lease.lost_reason() {
-            tracing::warn!(
-                lock = %lease.key().name(),
-                owner = %watch.claim.value,
-                fence = lease.fence(),
-                %reason,
-                "the lease was lost"
-            );
-        }
-        self.vacate(lease.key().name(), watch.turn);
+        note_loss(watch);
+        self.vacate(watch.lease.key().name(), watch.turn);
     }
 
     /// The thread's life.
@@ -347,6 +348,19 @@ impl Driver {
             Err(fault) => Err(fault),
         };
         self.settle(id, answer, true);
+    }
+}
+
+fn note_loss(watch: &Watch) {
+    let lease: &Lease = &watch.lease;
+    if let Some(reason) = lease.lost_reason() {
+        tracing::warn!(
+            lock = %lease.key().name(),
+            owner = %watch.claim.value,
+            fence = lease.fence(),
+            %reason,
+            "the lease was lost"
+        );
     }
 }
 

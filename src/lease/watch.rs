@@ -124,6 +124,11 @@ impl Watch {
         }
     }
 
+    /// Whether the lease is over, and the holder did not let it go before (W4).
+    pub(super) fn is_to_be_told(&self) -> bool {
+        !self.is_ceded && self.lease.is_lost()
+    }
+
     /// Has Redis asked at once.
     pub(super) fn doubt(&mut self, now: Moment) {
         if self.in_flight {

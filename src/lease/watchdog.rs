@@ -10,6 +10,8 @@
 //! * **W2** One renewal of a lease is under way at a time; its deadline is watched all the while.
 //! * **W3** `wakes` holds exactly one moment for each entry: the earliest at which it needs
 //!   attention.
+//! * **W4** Whoever takes a lease off that is over fires its token, if nobody has (P4). The only
+//!   exception is a lease that its holder ceded before it was over: a release fires no token (L4).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -87,16 +89,17 @@ impl Roster {
         Some(watch)
     }
 
-    /// Marks a lease whose holder lets go, until the next one has it.
+    /// Marks a lease whose holder lets go, until the next one has it. One that is over is lost
+    /// all the same.
     pub(crate) fn cede(&mut self, id: u64) {
         if let Some(watch) = self.entries.get_mut(&id) {
-            watch.is_ceded = true;
+            watch.is_ceded = !watch.lease.is_lost();
         }
     }
 
     /// Puts a new holder's lease in the place of the present one's: the claim lives on. Says, too,
     /// whether the driver must be woken: the new holder's `max_hold` may end before anything else
-    /// does (P4). `None` if the claim is no longer on the roster.
+    /// does (P4). `None` if the present lease is over or off the roster.
     pub(crate) fn hand_over(
         &mut self,
         id: u64,
@@ -173,7 +176,7 @@ impl Roster {
                 continue;
             };
             if watch.lease.is_lost() {
-                due.extend(self.remove(id).map(Due::Lost));
+                due.extend(self.remove(id).filter(Watch::is_to_be_told).map(Due::Lost));
                 continue;
             }
             if watch.wants_attention(now) {

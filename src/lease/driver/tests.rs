@@ -36,6 +36,18 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::with(|driver| async move { driver.0.run().await })
+    }
+
+    /// A driver that does not get to run, as in a process that is stopped.
+    fn stopped() -> Self {
+        Self::with(|driver| async move {
+            let _driver = driver;
+            std::future::pending().await
+        })
+    }
+
+    fn with<R: Future<Output = ()> + Send + 'static>(life: impl FnOnce(LastWill) -> R) -> Self {
         let clock = Clock::tokio();
         let store = Faulty::new(clock.clone(), Arc::new(Nobody));
         let queue = Arc::new(Queue::default());
@@ -46,12 +58,12 @@ impl Fixture {
             Duration::from_secs(1),
             queue.clone(),
         );
-        let last_will = LastWill(Arc::clone(&driver));
+        let life = tokio::spawn(life(LastWill(Arc::clone(&driver))));
         Self {
             store,
             driver,
             queue,
-            life: tokio::spawn(async move { last_will.0.run().await }),
+            life,
         }
     }
 
@@ -183,6 +195,60 @@ async fn an_unwatched_lease_is_left_alone() {
     assert_eq!(f.store.renewals(), 0);
     assert!(!lease.token().is_cancelled(), "a release is no loss");
     assert!(f.queue.vacated.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn p4_a_lease_that_is_over_is_lost_by_whoever_takes_it_off() {
+    type TakeOff = fn(&Fixture, u64);
+    let ways: [(&str, TakeOff); 4] = [
+        ("unwatch", |f, id| drop(f.driver.unwatch(id))),
+        ("hand over", |f, id| {
+            let heir = |_| panic!("nobody inherits a lease that is over");
+            assert!(f.driver.hand_over(id, 2, heir).is_none());
+        }),
+        ("cede, then unwatch", |f, id| {
+            f.driver.cede(id);
+            drop(f.driver.unwatch(id));
+        }),
+        ("close", |f, _| drop(f.driver.lose_all())),
+    ];
+    for (way, take_off) in ways {
+        for was_read in [false, true] {
+            let f = Fixture::stopped();
+            let (id, lease) = f.hold("k", 1).await;
+            let token = lease.token();
+            sleep(TTL).await;
+            assert!(!token.is_cancelled(), "the driver stands still");
+            if was_read {
+                assert!(lease.is_lost());
+            }
+            take_off(&f, id);
+            assert!(token.is_cancelled(), "{way}");
+            assert!(f.driver.unwatch(id).is_none(), "{way}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p4_a_lease_that_was_let_go_in_time_fires_no_token() {
+    let f = Fixture::new();
+    let (id, lease) = f.hold("k", 1).await;
+    f.store.always(Some(Trouble::Hang));
+    let token = lease.token();
+    f.driver.cede(id);
+    // While its holder's request is under way.
+    sleep(2 * TTL).await;
+    assert!(lease.is_lost() && !token.is_cancelled());
+    assert!(f.driver.unwatch(id).is_none(), "nobody watches it any more");
+    assert!(f.queue.vacated.lock().is_empty(), "its holder does that");
+
+    let stopped = Fixture::stopped();
+    let (id, lease) = stopped.hold("k", 1).await;
+    let token = lease.token();
+    stopped.driver.cede(id);
+    sleep(2 * TTL).await;
+    assert!(stopped.driver.unwatch(id).is_some());
+    assert!(lease.is_lost() && !token.is_cancelled());
 }
 
 #[tokio::test(start_paused = true)]
