@@ -4,8 +4,6 @@ use std::future::Future;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
 use crate::lease::clock::Clock;
@@ -29,8 +27,6 @@ pub(crate) struct Engine {
     pub(crate) wakeups: Arc<Wakeups>,
     pub(crate) clock: Clock,
     pub(crate) settings: Settings,
-    /// Fires when the locker is closed.
-    pub(crate) closing: CancellationToken,
 }
 
 impl Engine {
@@ -54,7 +50,6 @@ impl Engine {
             wakeups,
             clock,
             settings,
-            closing: CancellationToken::new(),
         }))
     }
 

@@ -50,8 +50,7 @@ pub(crate) struct Context {
 impl Context {
     /// Fails all waiters, loses and releases all guards. The releases are pending afterwards.
     pub(crate) fn begin_close(&self) {
-        self.engine.closing.cancel();
-        self.queues.close();
+        self.engine.driver.turn_away();
         self.engine.driver.take_over_cleanups();
         // Those who wait in Redis may not be polled in time to leave for themselves.
         if self.engine.backend.queue().is_some() {
@@ -59,9 +58,7 @@ impl Context {
                 self.engine.driver.leave(claim);
             }
         }
-        for watch in self.engine.driver.lose_all() {
-            self.engine.driver.release(watch.claim, None);
-        }
+        self.engine.driver.close();
     }
 
     /// How many fencing numbers to reserve: a stretch's, if somebody waits for the lease.
@@ -78,6 +75,10 @@ impl Context {
 impl Vacate for Queues<Hold> {
     fn vacate(self: Arc<Self>, key: &Arc<str>, turn: u64) {
         Queues::vacate(&self, key, turn);
+    }
+
+    fn close(&self) {
+        Queues::close(self);
     }
 }
 

@@ -203,6 +203,7 @@ mod backoff;
 pub mod blocking;
 mod engine;
 mod error;
+mod events;
 mod fault;
 mod guard;
 mod handle;

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use crate::acquire::{Patience, acquire};
 use crate::engine::Engine;
 use crate::error::Error;
+use crate::events::emit;
 use crate::fault::Fault;
 use crate::guard::LockGuard;
 use crate::handle::Handle;
@@ -330,11 +331,14 @@ impl Lock {
 
     pub(crate) fn note_release(&self, release: Result<Released, Error>) {
         if let Err(error) = release {
-            tracing::warn!(
-                lock = %self.key.name(),
-                cause = %error,
-                "a release was not confirmed; the ttl frees the key"
-            );
+            let key = Arc::clone(&self.key);
+            emit(move || {
+                tracing::warn!(
+                    lock = %key.name(),
+                    cause = %error,
+                    "a release was not confirmed; the ttl frees the key"
+                );
+            });
         }
     }
 

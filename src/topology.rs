@@ -12,6 +12,7 @@ use crate::backend::node::{Node, Role};
 use crate::backend::quorum::{Member, Quorum};
 use crate::engine::{Engine, Settings};
 use crate::error::Error;
+use crate::events::emit;
 use crate::fault::Cause;
 use crate::handle::Handle;
 use crate::hold::Context;
@@ -60,11 +61,14 @@ pub(crate) fn quorum(
         return Err(Error::invalid(None, problem));
     }
     if members.len().is_multiple_of(2) {
-        tracing::warn!(
-            servers = members.len(),
-            "a quorum of an even number of servers puts up with no more failures than one server \
-             less"
-        );
+        let servers = members.len();
+        emit(move || {
+            tracing::warn!(
+                servers,
+                "a quorum of an even number of servers puts up with no more failures than one \
+                 server less"
+            );
+        });
     }
     start(Arc::new(Quorum::new(members)), wakeups, clock, settings)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 52] = [
+const LAYERS: [&str; 53] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -58,6 +58,7 @@ const LAYERS: [&str; 52] = [
     "lost.rs",
     "fault.rs",
     "sync.rs",
+    "events.rs",
 ];
 const LONGEST_FILE: usize = 450;
 
@@ -223,4 +224,19 @@ fn files_stay_short() {
         let lines = read(&file).lines().count();
         assert!(lines <= LONGEST_FILE, "{file} has {lines} lines");
     }
+}
+
+/// A subscriber is never called where it could be in the way: see `events.rs`.
+#[test]
+fn every_event_is_emitted() {
+    let mut events = 0;
+    for file in all_files() {
+        let text = read(&file);
+        for (at, _) in text.match_indices("tracing::") {
+            let is_emitted = text[..at].trim_end().ends_with("emit(move || {");
+            assert!(is_emitted, "{file} calls tracing in place");
+            events += 1;
+        }
+    }
+    assert!(events > 5, "the events were not found");
 }

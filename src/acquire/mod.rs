@@ -27,6 +27,7 @@ use crate::fault::{Cause, Fault};
 use crate::hold::{Context, Hold, Won};
 use crate::key::Key;
 use crate::lease::clock::Moment;
+use crate::lost::LostReason;
 use crate::options::Terms;
 
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
@@ -69,6 +70,7 @@ pub(crate) async fn acquire(
 ) -> Result<Option<Hold>, Error> {
     match called(context, key, terms, patience).await? {
         None => Ok(None),
+        Some(Called::Lease(hold)) if is_closed(&hold) => Err(Error::closed(key.name())),
         Some(Called::Lease(hold)) => Ok(Some(hold)),
         Some(Called::Turn(turn)) => {
             let contender = Contender::new(context, key, terms, turn);
@@ -157,7 +159,7 @@ impl<'a> Contender<'a> {
             match self.attempt(&outage).await? {
                 Ok(Attempt::Granted { fences, deadline }) => {
                     match self.won(fences, deadline, false) {
-                        Ok(won) => return Ok(Some(self.hold(won))),
+                        Ok(won) => return self.hold(won).await.map(Some),
                         Err(fault) => self.put_up_with(&mut outage, fault).await?,
                     }
                 }
@@ -269,19 +271,29 @@ impl<'a> Contender<'a> {
         })
     }
 
-    fn hold(mut self, won: Won) -> Hold {
+    /// Holds what was won, unless the locker has ended meanwhile: then it is given back.
+    async fn hold(mut self, won: Won) -> Result<Hold, Error> {
         self.in_doubt = false;
         self.is_queued = false;
         self.turn.note_answer();
         let claim = Arc::clone(&self.claim);
-        Hold::new(self.context, claim, self.terms, self.turn.keep(), won)
+        let hold = Hold::new(self.context, claim, self.terms, self.turn.keep(), won);
+        if !is_closed(&hold) {
+            return Ok(hold);
+        }
+        drop(hold);
+        let engine = &self.context.engine;
+        // P10: the thread that releases in the background may be gone.
+        let within = engine.settings.command_timeout;
+        let _ = engine.backend.release(&self.claim, within).await;
+        Err(Error::closed(self.claim.key.name()))
     }
 
     async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Result<T, Error> {
         tokio::select! {
             biased;
             output = future => Ok(output),
-            () = self.context.engine.closing.cancelled() => {
+            () = self.context.engine.driver.closing.cancelled() => {
                 Err(Error::closed(self.claim.key.name()))
             }
         }
@@ -300,6 +312,11 @@ impl Drop for Contender<'_> {
 fn fresh_claim(context: &Context, key: &Arc<Key>, terms: &Terms) -> Arc<Claim> {
     let value = context.engine.settings.owner.fresh_value();
     Arc::new(Claim::new(Arc::clone(key), value, terms.ttl))
+}
+
+/// Whether the locker has ended, and the lease with it.
+fn is_closed(hold: &Hold) -> bool {
+    matches!(hold.lease.lost_reason(), Some(LostReason::Closed))
 }
 
 fn first_polls() -> Backoff {

@@ -9,7 +9,6 @@ use crate::backend::Backend;
 use crate::backend::faulty::{Faulty, Nobody, Trouble};
 use crate::engine::{Engine, Settings};
 use crate::lease::clock::Clock;
-use crate::lost::LostReason;
 use crate::options::Options;
 use crate::owner::Owner;
 use crate::released::Released;
@@ -321,9 +320,39 @@ async fn p10_a_grant_that_comes_as_the_locker_closes_is_given_back() {
     let acquire = f.acquire(Patience::Unbounded);
     let close = async { f.context.begin_close() };
     let (end, ()) = tokio::join!(acquire, close);
-    if let Ok(Some(hold)) = end {
-        assert!(matches!(hold.lease.lost_reason(), Some(LostReason::Closed)));
-        drop(hold);
-    }
+    assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
     assert!(f.is_free().await);
+}
+
+/// D2: as if it had panicked. Nobody else of the test runs meanwhile.
+async fn end_the_thread(f: &Fixture) {
+    let driver = &f.context.engine.driver;
+    driver.finish();
+    while !driver.is_closed() || !driver.closing.is_cancelled() {
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn p10_a_grant_that_comes_when_the_thread_has_ended_is_given_back() {
+    let f = Fixture::new();
+    f.store.next([Trouble::Dawdle]);
+    let acquire = f.acquire(Patience::Unbounded);
+    let (end, ()) = tokio::join!(acquire, end_the_thread(&f));
+    assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
+    let holder = f.store.holder(&f.key, TIMEOUT).await.unwrap();
+    assert_eq!(holder, None);
+    let late = f.acquire(Patience::None).await;
+    assert!(matches!(late, Err(Error::Closed { .. })), "{late:?}");
+}
+
+#[tokio::test]
+async fn who_waits_behind_a_holder_hears_that_the_thread_has_ended() {
+    let f = Fixture::new();
+    let hold = f.acquire(Patience::None).await.unwrap().expect("a hold");
+    let waiting = f.acquire(Patience::Unbounded);
+    let (end, ()) = tokio::join!(waiting, end_the_thread(&f));
+    assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
+    let reason = hold.lease.lost_reason();
+    assert!(matches!(reason, Some(LostReason::Closed)), "{reason:?}");
 }

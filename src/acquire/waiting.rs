@@ -100,7 +100,7 @@ impl Contender<'_> {
                     }
                     context.engine.wakeups.note_calm(self.claim.key.name());
                     match self.won(fences, deadline, false) {
-                        Ok(won) => return Ok(Some(self.hold(won))),
+                        Ok(won) => return self.hold(won).await.map(Some),
                         Err(fault) => {
                             listener = context.engine.wakeups.listen(&self.claim);
                             self.put_up_with(outage, fault).await?;
@@ -152,7 +152,7 @@ impl Contender<'_> {
             if let Some(grant) = news
                 && let Some(won) = self.accept(&grant).await
             {
-                return Ok(Some(self.hold(won)));
+                return self.hold(won).await.map(Some);
             }
         }
     }

@@ -26,6 +26,7 @@ use crate::backend::Signals;
 use crate::backend::health::Health;
 use crate::backend::push::Watcher;
 use crate::backend::verdict::{Verdict, lacks_resp3, mentions};
+use crate::events::emit;
 use crate::fault::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
@@ -270,11 +271,14 @@ impl Connections {
 
     fn say_deaf(&self, why: &'static str) {
         if !self.said_deaf.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                server = %self.server,
-                why,
-                "no pushes from redis: waiters and holders notice changes by heartbeats alone"
-            );
+            let server = Arc::clone(&self.server);
+            emit(move || {
+                tracing::warn!(
+                    %server,
+                    why,
+                    "no pushes from redis: waiters and holders notice changes by heartbeats alone"
+                );
+            });
         }
     }
 

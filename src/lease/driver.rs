@@ -10,12 +10,15 @@
 //! * **D1** The thread sleeps no longer than until the earliest wake on the roster, and while a
 //!   lease is held no longer than [`LONGEST_SLEEP`], because its timer stands still while the
 //!   machine sleeps.
-//! * **D2** However the thread ends, the leases on the roster are lost by then, and the roster is
-//!   closed (never silently unrenewed).
+//! * **D2** However the thread ends, the leases on the roster are lost by then (never silently
+//!   unrenewed), and the locker is closed: nobody waits for it, or for what it would have to renew.
+//! * **D3** No subscriber of `tracing` is called on the thread, nor before a loss is settled: the
+//!   lease lost, the token fired, the turn ended (P4).
 
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -23,9 +26,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::runtime::{self, Handle};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::backend::verdict::is_wrong_type;
 use crate::backend::{Backend, Claim, Renewal};
+use crate::events::{emit, tell_elsewhere};
 use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::{Clock, Moment};
@@ -38,9 +43,13 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long the thread goes on with releases that are pending when the locker is gone.
 const LONGEST_END: Duration = Duration::from_secs(10);
 
-/// What the driver tells about the end of a holder's turn: the key, and the turn's number.
+/// What the driver tells the process' own queue.
 pub(crate) trait Vacate: Send + Sync + 'static {
+    /// A holder's turn ends: the key, and the turn's number.
     fn vacate(self: Arc<Self>, key: &Arc<str>, turn: u64);
+
+    /// Nobody is to wait any more.
+    fn close(&self);
 }
 
 /// The thread, as everybody else sees it.
@@ -50,6 +59,8 @@ pub(crate) struct Driver {
     pub(crate) command_timeout: Duration,
     pub(crate) pending: Pending,
     pub(crate) cleanups: Cleanups,
+    /// Fires when the locker is closed, or the thread has ended.
+    pub(crate) closing: CancellationToken,
     handle: Handle,
     vacate: Arc<dyn Vacate>,
     roster: Mutex<Roster>,
@@ -73,6 +84,7 @@ impl Driver {
         thread::Builder::new()
             .name("redlease".to_owned())
             .spawn(move || {
+                tell_elsewhere();
                 let last_will = last_will;
                 runtime.block_on(last_will.0.run());
             })?;
@@ -93,6 +105,7 @@ impl Driver {
             command_timeout,
             pending: Pending::default(),
             cleanups: Cleanups::default(),
+            closing: CancellationToken::new(),
             handle,
             vacate,
             roster: Mutex::default(),
@@ -129,7 +142,7 @@ impl Driver {
         let watch = self.roster.lock().remove(id)?;
         if watch.is_to_be_told() {
             watch.lease.expire();
-            note_loss(&watch);
+            say_lost(&watch);
         }
         Some(watch)
     }
@@ -181,12 +194,28 @@ impl Driver {
         self.wake_if(early);
     }
 
-    /// Loses every lease, and every one that is watched later; gives them back for their release.
-    pub(crate) fn lose_all(&self) -> Vec<Watch> {
+    /// Fails all who wait for a lock of the locker, and all who come later.
+    pub(crate) fn turn_away(&self) {
+        self.closing.cancel();
+        self.vacate.close();
+    }
+
+    /// Loses and releases every lease, and every one that is watched later.
+    pub(crate) fn close(self: &Arc<Self>) {
+        let watches = self.lose_all();
+        for watch in &watches {
+            self.release(Arc::clone(&watch.claim), None);
+        }
+        watches.iter().for_each(say_lost);
+    }
+
+    fn lose_all(&self) -> Vec<Watch> {
         let watches = self.roster.lock().close();
         for watch in &watches {
-            watch.lease.lose(LostReason::Closed);
-            self.tell_loss(watch);
+            contain(|| watch.lease.lose(LostReason::Closed));
+        }
+        for watch in &watches {
+            contain(|| self.vacate(watch.lease.key().name(), watch.turn));
         }
         watches
     }
@@ -254,25 +283,25 @@ impl Driver {
             Ok(Renewal::Stolen) => (LostReason::Stolen, roster.remove(id)),
             Err(fault) => {
                 let lease = roster.unanswered(id, now).cloned();
-                // Whoever listens to the events may use a lock of this locker.
                 drop(roster);
+                self.wake_if(true);
                 if let Some(lease) = lease {
                     note_failure(&lease, fault);
                 }
-                return self.wake_if(true);
+                return;
             }
         };
         drop(roster);
         // Whoever cedes a claim ends its turn, too.
         if let Some(watch) = watch.filter(|watch| !watch.is_ceded) {
             watch.lease.lose(reason);
-            self.tell_loss(&watch);
+            self.after_loss(&watch);
         }
     }
 
-    fn tell_loss(&self, watch: &Watch) {
-        note_loss(watch);
+    fn after_loss(&self, watch: &Watch) {
         self.vacate(watch.lease.key().name(), watch.turn);
+        say_lost(watch);
     }
 
     /// The thread's life.
@@ -309,7 +338,7 @@ impl Driver {
         match due {
             Due::Lost(watch) => {
                 watch.lease.expire();
-                self.tell_loss(&watch);
+                self.after_loss(&watch);
             }
             Due::Question {
                 id,
@@ -351,28 +380,35 @@ impl Driver {
     }
 }
 
-fn note_loss(watch: &Watch) {
-    let lease: &Lease = &watch.lease;
-    if let Some(reason) = lease.lost_reason() {
+/// Tells of a loss that is settled (D3).
+fn say_lost(watch: &Watch) {
+    let (lease, claim) = (Arc::clone(&watch.lease), Arc::clone(&watch.claim));
+    let Some(reason) = lease.lost_reason() else {
+        return;
+    };
+    emit(move || {
         tracing::warn!(
             lock = %lease.key().name(),
-            owner = %watch.claim.value,
+            owner = %claim.value,
             fence = lease.fence(),
             %reason,
             "the lease was lost"
         );
-    }
+    });
 }
 
-fn note_failure(lease: &Lease, fault: Fault) {
-    tracing::debug!(
-        lock = %lease.key().name(),
-        fence = lease.fence(),
-        server = %fault.server,
-        cause = %fault.cause,
-        "a renewal failed and is tried again"
-    );
-    lease.note_failure(fault.cause);
+fn note_failure(lease: &Arc<Lease>, fault: Fault) {
+    lease.note_failure(fault.cause.clone());
+    let lease = Arc::clone(lease);
+    emit(move || {
+        tracing::debug!(
+            lock = %lease.key().name(),
+            fence = lease.fence(),
+            server = %fault.server,
+            cause = %fault.cause,
+            "a renewal failed and is tried again"
+        );
+    });
 }
 
 /// D2: whatever ends the thread, a panic included.
@@ -380,8 +416,15 @@ struct LastWill(Arc<Driver>);
 
 impl Drop for LastWill {
     fn drop(&mut self) {
+        contain(|| self.0.turn_away());
         self.0.lose_all();
     }
+}
+
+/// Takes a step of those that end a locker, all of which must be taken. Foreign wakers run in it;
+/// one that panics may have ended the thread, and a second panic would end the process.
+fn contain(step: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(step));
 }
 
 impl fmt::Debug for Driver {

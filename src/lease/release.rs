@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::backend::{Answer, Claim, Cleanup, Freed};
 use crate::backoff::Backoff;
+use crate::events::emit;
 use crate::fault::Fault;
 use crate::lease::driver::Driver;
 
@@ -102,13 +103,16 @@ impl Errand {
     }
 
     fn give_up(&self, fault: &Fault) {
-        tracing::warn!(
-            lock = %self.claim.key.name(),
-            owner = %self.claim.value,
-            server = %fault.server,
-            cause = %fault.cause,
-            "a release was not confirmed; the ttl frees the key"
-        );
+        let (claim, fault) = (Arc::clone(&self.claim), fault.clone());
+        emit(move || {
+            tracing::warn!(
+                lock = %claim.key.name(),
+                owner = %claim.value,
+                server = %fault.server,
+                cause = %fault.cause,
+                "a release was not confirmed; the ttl frees the key"
+            );
+        });
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Grant, Quorum, lease};
 use crate::backend::{Attempt, Claim, Fences};
+use crate::events::emit;
 use crate::fault::Fault;
 
 impl Quorum {
@@ -60,11 +61,14 @@ impl Quorum {
         agreeing: &[usize],
         within: Duration,
     ) -> Result<bool, Fault> {
-        tracing::trace!(
-            lock = %claim.key.name(),
-            fence = fences.first,
-            "the servers granted different fencing numbers; the largest is written back"
-        );
+        let (key, fence) = (Arc::clone(&claim.key), fences.first);
+        emit(move || {
+            tracing::trace!(
+                lock = %key.name(),
+                fence,
+                "the servers granted different fencing numbers; the largest is written back"
+            );
+        });
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
             if !agreeing.contains(&member) {

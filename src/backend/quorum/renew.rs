@@ -8,6 +8,7 @@ use crate::backend::quorum::seat::Seat;
 use crate::backend::quorum::stake::Stake;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Claim, Renewal};
+use crate::events::emit;
 use crate::fault::Fault;
 
 impl Quorum {
@@ -110,11 +111,14 @@ async fn repair(
     let Some(fences) = stake.fences() else { return };
     let request = seat.member.restore(&claim, fences, within);
     if let Some(Ok(true)) = stake.create(member, request).await {
-        tracing::debug!(
-            lock = %claim.key.name(),
-            fence = fences.first,
-            server = %seat.member.server(),
-            "a server of the quorum had lost the key and got it back"
-        );
+        let server = seat.member.server();
+        emit(move || {
+            tracing::debug!(
+                lock = %claim.key.name(),
+                fence = fences.first,
+                %server,
+                "a server of the quorum had lost the key and got it back"
+            );
+        });
     }
 }

@@ -13,6 +13,7 @@ use crate::backend::quorum::member::Member;
 use crate::backend::quorum::stake::Stake;
 use crate::backend::{Claim, Freed};
 use crate::backoff::Backoff;
+use crate::events::emit;
 use crate::fault::Fault;
 
 /// So many releases at a time are tried again at a server that does not answer. The keys of
@@ -63,11 +64,14 @@ impl Seat {
             }
             Err(fault) if fault.permanent => {
                 if !self.has_complained.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        server = %fault.server,
-                        cause = %fault.cause,
-                        "a server of the quorum refuses requests"
-                    );
+                    let fault = fault.clone();
+                    emit(move || {
+                        tracing::warn!(
+                            server = %fault.server,
+                            cause = %fault.cause,
+                            "a server of the quorum refuses requests"
+                        );
+                    });
                 }
             }
             Err(_) => {}

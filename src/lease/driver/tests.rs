@@ -17,12 +17,17 @@ const TICK: Duration = Duration::from_millis(2);
 struct Queue {
     vacated: Mutex<Vec<u64>>,
     panics: AtomicBool,
+    is_closed: AtomicBool,
 }
 
 impl Vacate for Queue {
     fn vacate(self: Arc<Self>, _key: &Arc<str>, turn: u64) {
         self.vacated.lock().push(turn);
         assert!(!self.panics.swap(false, Ordering::SeqCst), "on purpose");
+    }
+
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
     }
 }
 
@@ -268,7 +273,7 @@ async fn an_old_failure_is_not_told_after_a_success() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_driver_that_dies_loses_its_leases_and_takes_no_more() {
+async fn a_driver_that_dies_loses_its_leases_and_closes_the_locker() {
     let f = Fixture::new();
     let (_, lease) = f.hold("k", 1).await;
     let token = lease.token();
@@ -278,6 +283,8 @@ async fn a_driver_that_dies_loses_its_leases_and_takes_no_more() {
     let (_, late) = f.hold("other", 2).await;
     assert!(late.is_lost(), "nobody would renew it");
     assert!(matches!(late.lost_reason(), Some(LostReason::Closed)));
+    assert!(f.driver.closing.is_cancelled());
+    assert!(f.queue.is_closed.load(Ordering::SeqCst));
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,6 +303,8 @@ async fn a_driver_that_panics_loses_its_leases() {
     assert!(first.is_lost() && second.is_lost());
     assert!(matches!(second.lost_reason(), Some(LostReason::Closed)));
     assert!(second.token().is_cancelled());
+    assert!(f.driver.closing.is_cancelled());
+    assert!(f.queue.is_closed.load(Ordering::SeqCst));
 }
 
 #[tokio::test(start_paused = true)]
