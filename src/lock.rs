@@ -347,6 +347,7 @@ impl Lock {
     }
 
     fn terms(&self) -> Result<Terms, Error> {
+        self.key.check()?;
         let terms = self.options.check(self.key.name())?;
         if self.handle.engine.driver.is_closed() {
             return Err(Error::closed(self.key.name()));

@@ -59,9 +59,6 @@ pub(crate) struct Terms {
 impl Options {
     pub(crate) fn check(&self, key: &Arc<str>) -> Result<Terms, Error> {
         let refuse = |problem: String| Err(Error::invalid(Some(key), problem));
-        if key.is_empty() {
-            return refuse("the key must not be empty".to_owned());
-        }
         if self.ttl < SHORTEST_TTL {
             return refuse(format!("the ttl must be at least {SHORTEST_TTL:?}"));
         }
@@ -205,7 +202,5 @@ mod tests {
             assert!(text.starts_with("lock \"k\": "), "{text}");
             assert!(text.contains(name), "{text}");
         }
-        let empty = Options::default().check(&"".into()).unwrap_err();
-        assert!(empty.to_string().contains("empty"), "{empty}");
     }
 }

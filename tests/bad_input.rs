@@ -44,6 +44,21 @@ fn is_unavailable(error: &Error) -> bool {
 }
 
 #[tokio::test]
+async fn an_empty_key_is_refused_behind_a_prefix_too() {
+    let server = Server::start();
+    let builder = Locker::builder().prefix("app:");
+    let locker = builder.connect(server.url()).await.unwrap();
+    let lock = locker.lock("");
+    for text in refused(&lock, is_invalid).await {
+        assert!(text.contains("key must not be empty"), "{text}");
+    }
+    assert!(lock.holder().await.is_err_and(|error| is_invalid(&error)));
+    let forced = lock.force_release().await;
+    assert!(forced.is_err_and(|error| is_invalid(&error)));
+    assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
+}
+
+#[tokio::test]
 async fn options_out_of_range_are_named_and_nothing_is_written() {
     let server = Server::start();
     let locker = locker(&server).await;
