@@ -2,7 +2,9 @@
 //!
 //! The names are those of the asynchronous API, without `.await`. The calls block the present
 //! thread while the locker's background thread does the work, so they do not belong into
-//! asynchronous code: there they would block the runtime.
+//! asynchronous code: there they would block the runtime. On the background thread itself, where a
+//! [`Waker`](std::task::Waker) of the caller's own may run, they fail with [`Error::Invalid`]; a
+//! guard that was to be released is released in the background then.
 //! [`run_until_lost`](crate::LockGuard::run_until_lost) of the asynchronous API has no
 //! counterpart, because a closure cannot be interrupted: ask [`LockGuard::is_lost`] in between.
 //!
@@ -273,8 +275,8 @@ impl Lock {
         F: FnOnce(lock::Lock) -> R,
         R: Future<Output = Result<T, Error>> + Send + 'static,
     {
-        let answer = self.0.engine().block_on(call(self.0.clone()));
-        answer.unwrap_or_else(|| Err(Error::closed(&self.key().into())))
+        let key = Some(self.0.name());
+        self.0.engine().block_on(key, call(self.0.clone()))
     }
 }
 
@@ -338,9 +340,9 @@ impl LockGuard {
     ///
     /// As for [`LockGuard::renew`](crate::LockGuard::renew).
     pub fn renew(&self) -> Result<(), Error> {
+        let hold = self.0.hold();
         let engine = &self.0.handle().engine;
-        let renewal = engine.block_on(self.0.hold().renew());
-        renewal.unwrap_or_else(|| Err(Error::closed(&self.key().into())))
+        engine.block_on(Some(hold.key().name()), hold.renew())
     }
 
     /// Releases the lock, and says what became of it.
@@ -349,12 +351,10 @@ impl LockGuard {
     ///
     /// As for [`LockGuard::release`](crate::LockGuard::release).
     pub fn release(self) -> Result<Released, Error> {
-        let key: Arc<str> = self.key().into();
+        let key = Arc::clone(self.0.hold().key().name());
         // Outlives the guard, so that the last handle is not dropped on the background thread.
         let handle = Arc::clone(self.0.handle());
-        let release = handle
-            .engine
-            .block_on(async move { self.0.release().await });
-        release.unwrap_or_else(|| Err(Error::closed(&key)))
+        let release = async move { self.0.release().await };
+        handle.engine.block_on(Some(&key), release)
     }
 }

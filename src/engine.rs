@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
+use crate::error::Error;
 use crate::lease::clock::Clock;
-use crate::lease::driver::{Driver, Vacate};
+use crate::lease::driver::{Driver, Vacate, is_background_thread};
 use crate::owner::Owner;
 
 /// The settings of a locker.
@@ -53,12 +54,14 @@ impl Engine {
         }))
     }
 
-    /// Runs a future on the driver's thread and blocks until it is done; `None` if the thread is
-    /// gone.
+    /// Runs a future on the driver's thread and blocks until it is done. The error is about `key`
+    /// if the thread is gone, or is the present one.
     pub(crate) fn block_on<T: Send + 'static>(
         &self,
-        future: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
+        key: Option<&Arc<str>>,
+        future: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        check_may_block(key)?;
         let (sender, receiver) = mpsc::sync_channel(1);
         self.driver.spawn(async move {
             // What the future holds is dropped before the caller goes on, so that the last handle
@@ -66,8 +69,18 @@ impl Engine {
             let output = future.await;
             let _ = sender.send(output);
         });
-        receiver.recv().ok()
+        let output = receiver.recv();
+        output.unwrap_or_else(|_| Err(Error::Closed { key: key.cloned() }))
     }
+}
+
+/// A waker that a user passed in, for instance, runs on the background thread.
+pub(crate) fn check_may_block(key: Option<&Arc<str>>) -> Result<(), Error> {
+    if is_background_thread() {
+        let problem = "a blocking call is not possible on the background thread of a locker";
+        return Err(Error::invalid(key, problem));
+    }
+    Ok(())
 }
 
 impl Drop for Engine {

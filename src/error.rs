@@ -24,7 +24,8 @@ pub enum Error {
         key: Option<Arc<str>>,
     },
 
-    /// An option, a key or a URL is not usable: correct the call. Nothing was sent to Redis.
+    /// An option, a key or a URL is not usable, or a blocking call was made on the background
+    /// thread of a locker: correct the call. Nothing was sent to Redis.
     #[error("{}: {problem}", Subject(key))]
     #[non_exhaustive]
     Invalid {

@@ -80,6 +80,10 @@ impl Lock {
         &self.handle.engine
     }
 
+    pub(crate) fn name(&self) -> &Arc<str> {
+        self.key.name()
+    }
+
     /// Sets the time to live of the key in Redis: how long the lock stays taken after its holder
     /// crashed.
     ///

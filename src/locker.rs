@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::Client;
 
-use crate::engine::{Engine, Settings};
+use crate::engine::{Engine, Settings, check_may_block};
 use crate::error::Error;
 use crate::fault::Cause;
 use crate::handle::Handle;
@@ -212,17 +212,15 @@ impl Locker {
     fn connected_blocking(self) -> Result<Self, Error> {
         let backend = Arc::clone(&self.engine().backend);
         let within = self.engine().settings.command_timeout;
-        let connected = self
-            .engine()
-            .block_on(async move { backend.connect(within).await });
-        match connected {
-            Some(Ok(())) => Ok(self),
-            Some(Err(fault)) => Err(fault.about(None)),
-            None => Err(Error::Closed { key: None }),
-        }
+        self.engine().block_on(None, async move {
+            let connected = backend.connect(within).await;
+            connected.map_err(|fault| fault.about(None))
+        })?;
+        Ok(self)
     }
 
     pub(crate) fn close_blocking(&self, timeout: Duration) -> Result<(), Error> {
+        check_may_block(None)?;
         self.handle.begin_close();
         let pending = &self.handle.engine.driver.pending;
         if pending.wait(timeout.min(LONGEST_TIMEOUT)) {

@@ -2,12 +2,15 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Wake};
 use std::time::{Duration, Instant};
 
 use common::{DEADLINE, Server, eventually_blocking, unique_key};
-use redlease::blocking::Locker;
+use redlease::blocking::{LockGuard, Locker};
 use redlease::{Error, LostReason, Released};
 
 fn locker(server: &Server) -> Locker {
@@ -151,4 +154,65 @@ fn force_release_and_options_reach_redis() {
     assert!(locker.lock(&key).force_release().unwrap());
     assert!(!server.exists(&in_redis));
     assert!(matches!(guard.renew(), Err(Error::Lost(_))));
+}
+
+/// Calls the blocking API on the thread that wakes it.
+struct Caller {
+    locker: Locker,
+    other: Locker,
+    guard: Mutex<Option<LockGuard>>,
+    outcomes: mpsc::Sender<(&'static str, Result<(), Error>)>,
+}
+
+impl Wake for Caller {
+    fn wake(self: Arc<Self>) {
+        let tell = |what, outcome| self.outcomes.send((what, outcome)).unwrap();
+        let free = self.locker.lock(unique_key());
+        let guard = self.guard.lock().unwrap().take().expect("woken once");
+        let server = guard.key().to_owned();
+        tell("lock", free.lock().map(drop));
+        tell("try_lock", free.try_lock().map(drop));
+        tell("try_lock_for", free.try_lock_for(DEADLINE).map(drop));
+        tell("run", free.run(|_| ()));
+        tell("holder", free.holder().map(drop));
+        tell("force_release", free.force_release().map(drop));
+        tell("renew", guard.renew());
+        tell("release", guard.release().map(drop));
+        tell("close", self.locker.close(DEADLINE));
+        tell("another locker", self.other.lock(server).lock().map(drop));
+    }
+}
+
+#[test]
+fn a_call_on_the_background_thread_is_an_error_and_no_deadlock() {
+    let server = Server::start();
+    let locker = locker(&server);
+    let held = locker.lock(unique_key()).lock().unwrap();
+    let held_key = held.key().to_owned();
+    let (sender, outcomes) = mpsc::channel();
+    let caller = Caller {
+        locker: locker.clone(),
+        other: Locker::in_memory(),
+        guard: Mutex::new(Some(held)),
+        outcomes: sender,
+    };
+    let waker = Arc::new(caller).into();
+    let lost = locker.lock(unique_key()).lock().unwrap();
+    let mut cancelled = pin!(lost.lost().cancelled());
+    let mut context = Context::from_waker(&waker);
+    assert!(cancelled.as_mut().poll(&mut context).is_pending());
+    server.command::<i64>(&["DEL", lost.key()]);
+    let until = Instant::now() + DEADLINE;
+    for _ in 0..10 {
+        let left = until.saturating_duration_since(Instant::now());
+        let (what, outcome) = outcomes.recv_timeout(left).expect("no deadlock");
+        let Err(error @ Error::Invalid { .. }) = outcome else {
+            panic!("{what}: {outcome:?}");
+        };
+        assert!(error.to_string().contains("background thread"), "{error}");
+    }
+    eventually_blocking("a guard that was to be released is", || {
+        !server.exists(&held_key)
+    });
+    assert!(locker.lock(unique_key()).try_lock().unwrap().is_some());
 }

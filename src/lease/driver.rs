@@ -15,6 +15,7 @@
 //! * **D3** No subscriber of `tracing` is called on the thread, nor before a loss is settled: the
 //!   lease lost, the token fired, the turn ended (P4).
 
+use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -42,6 +43,16 @@ use crate::lost::LostReason;
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 /// How long the thread goes on with releases that are pending when the locker is gone.
 const LONGEST_END: Duration = Duration::from_secs(10);
+
+thread_local! {
+    static IS_BACKGROUND: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the present thread is the background thread of this or another locker. It must not wait
+/// for any of them: its own leases would not be renewed, and two could wait for each other.
+pub(crate) fn is_background_thread() -> bool {
+    IS_BACKGROUND.get()
+}
 
 /// What the driver tells the process' own queue.
 pub(crate) trait Vacate: Send + Sync + 'static {
@@ -84,6 +95,7 @@ impl Driver {
         thread::Builder::new()
             .name("redlease".to_owned())
             .spawn(move || {
+                IS_BACKGROUND.set(true);
                 tell_elsewhere();
                 let last_will = last_will;
                 runtime.block_on(last_will.0.run());
@@ -227,8 +239,7 @@ impl Driver {
     /// Blocks until no release is pending, at most `bound`.
     pub(crate) fn flush(self: &Arc<Self>, bound: Duration) {
         self.take_over_cleanups();
-        // The thread cannot wait for itself.
-        if !self.is_here() {
+        if !is_background_thread() {
             self.pending.wait(bound);
         }
     }
