@@ -214,11 +214,10 @@ async fn a_wrong_password_is_refused_and_not_shown() {
 
 #[tokio::test]
 async fn a_user_without_the_right_to_scripts_is_refused() {
-    let server = Server::start();
-    let user = [
-        "ACL", "SETUSER", "ann", "on", ">pw", "~*", "&*", "+@all", "-evalsha", "-eval",
-    ];
-    server.command::<()>(&user);
+    let Some(server) = Server::with_command("ACL") else {
+        return;
+    };
+    server.add_user("ann", &["~*", "&*", "+@all", "-evalsha", "-eval"]);
     let url = format!("redis://ann:pw@127.0.0.1:{}/", server.port);
     let locker = Locker::connect(url).await.unwrap();
     let began = Instant::now();
@@ -230,11 +229,10 @@ async fn a_user_without_the_right_to_scripts_is_refused() {
 
 #[tokio::test]
 async fn a_user_without_the_right_to_the_key_is_refused() {
-    let server = Server::start();
-    let user = [
-        "ACL", "SETUSER", "ann", "on", ">pw", "~mine:*", "&*", "+@all",
-    ];
-    server.command::<()>(&user);
+    let Some(server) = Server::with_command("ACL") else {
+        return;
+    };
+    server.add_user("ann", &["~mine:*", "&*", "+@all"]);
     let url = format!("redis://ann:pw@127.0.0.1:{}/", server.port);
     let locker = Locker::connect(url).await.unwrap();
     refused(&locker.lock("yours"), is_refused).await;
@@ -317,7 +315,7 @@ async fn a_counter_of_another_type_keeps_no_holder_from_letting_go() {
 #[tokio::test]
 async fn any_key_has_its_neighbours_in_its_cluster_slot() {
     let server = Server::with(&["--cluster-enabled", "yes"]);
-    server.command::<()>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    server.own_all_slots();
     eventually("the cluster is up", || {
         let info: String = server.command(&["CLUSTER", "INFO"]);
         info.contains("cluster_state:ok")

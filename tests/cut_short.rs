@@ -48,7 +48,10 @@ async fn gate(port: u16) -> (u16, watch::Sender<bool>) {
 /// time, and pass the lock on. So the lock must not go on to the next of the process.
 #[tokio::test]
 async fn p1_a_release_cut_short_is_not_followed_by_a_local_hand_over() {
-    let server = Server::start();
+    // Where HELLO is refused, other connections are opened than are counted on here.
+    let Some(server) = Server::with_command("HELLO") else {
+        return;
+    };
     let (port, closed) = gate(server.port).await;
     let locker = Locker::connect(format!("redis://127.0.0.1:{port}/"))
         .await

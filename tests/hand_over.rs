@@ -206,7 +206,10 @@ async fn a_lease_that_is_not_renewed_always_has_its_full_ttl() {
 
 #[tokio::test]
 async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
-    let server = Server::start();
+    // Where HELLO is refused, other connections are opened than are counted on here.
+    let Some(server) = Server::with_command("HELLO") else {
+        return;
+    };
     let proxy = PushProxy::before(server.port);
     let here = Locker::connect(proxy.url()).await.unwrap();
     let there = connect(&server).await;
@@ -241,7 +244,10 @@ async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
 
 #[tokio::test]
 async fn p10_a_heartbeat_that_the_grant_overtook_takes_nothing_for_nobody() {
-    let server = Server::start();
+    // Where HELLO is refused, other connections are opened than are counted on here.
+    let Some(server) = Server::with_command("HELLO") else {
+        return;
+    };
     let proxy = PushProxy::before(server.port);
     let here = Locker::connect(proxy.url()).await.unwrap();
     let (holder, there) = (connect(&server).await, connect(&server).await);

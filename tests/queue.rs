@@ -131,7 +131,10 @@ async fn p11_a_waiter_that_gives_up_after_the_grant_passes_it_on() {
 
 #[tokio::test]
 async fn a_last_attempt_at_the_limit_finds_a_lock_that_nobody_told_of() {
-    let server = Server::start();
+    // Without RESP3 a waiter asks often, and finds it long before the limit.
+    let Some(server) = Server::with_command("HELLO") else {
+        return;
+    };
     let locker = connect(&server).await;
     let key = unique_key();
     let () = server.command(&["SET", &key, "foreign", "PX", "60000"]);
@@ -201,6 +204,9 @@ async fn cost(count: usize) -> f64 {
 
 #[tokio::test]
 async fn the_requests_for_an_acquisition_do_not_grow_with_the_waiters() {
+    if Server::with_command("HELLO").is_none() {
+        return;
+    }
     let (few, many) = (cost(2).await, cost(16).await);
     // Two are the least: enqueue and release.
     assert!(few < 4.0 && many < 4.0, "{few} and {many} scripts");

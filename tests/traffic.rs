@@ -5,6 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use common::abilities::left_out;
 use common::{DEADLINE, Server, eventually, unique_key};
 use redis::{Commands, Connection};
 use redlease::{LockGuard, Locker, Released};
@@ -36,6 +37,12 @@ fn between(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64>) -> BTr
         (name.clone(), count - earlier)
     });
     counts.filter(|(_, count)| *count > 0).collect()
+}
+
+/// How many requests a renewal may cost: where the server tells us of our own writes by scripts,
+/// there is a look for each.
+fn requests_a_renewal(server: &Server) -> i64 {
+    1 + i64::from(server.echoes_scripts())
 }
 
 /// The requests of ours among the calls: what is not ours is what scripts call, and the counting.
@@ -125,10 +132,11 @@ async fn an_idle_guard_is_three_requests_per_ttl() {
     assert!(!guard.is_lost());
     // The acquire, and what is due: one more or less for the noise of the machine.
     let due = i64::try_from(elapsed.as_millis() / (ttl.as_millis() / 3)).unwrap();
+    let most = (due + 1) * requests_a_renewal(&server);
     let renewals = spent["evalsha"] - 1;
     assert!(
-        (renewals - due).abs() <= 1,
-        "{renewals} of {due}: {spent:?}"
+        (due - 1..=most).contains(&renewals),
+        "{renewals} of {due} to {most}: {spent:?}"
     );
 }
 
@@ -203,29 +211,30 @@ async fn a_thousand_guards_are_held_and_renewed_in_batches() {
     for task in tasks {
         guards.push(task.await.unwrap());
     }
-    let reads = |connection: &mut Connection| -> i64 {
+    let reads = |connection: &mut Connection| -> Option<i64> {
         let stats = info(connection, "stats");
-        let line = stats
-            .lines()
-            .find_map(|line| line.strip_prefix("total_reads_processed:"));
-        line.expect("a count").trim().parse().expect("a number")
+        let mut lines = stats.lines();
+        let count = lines.find_map(|line| line.strip_prefix("total_reads_processed:"))?;
+        Some(count.trim().parse().expect("a number"))
     };
     let calls_before = calls(&mut connection);
     let reads_before = reads(&mut connection);
     let began = Instant::now();
     tokio::time::sleep(5 * ttl).await;
     let rounds = began.elapsed().as_secs_f64() / (ttl / 3).as_secs_f64();
-    let reads_spent = reads(&mut connection) - reads_before;
+    let reads_after = reads(&mut connection);
     let spent = between(&calls_before, &calls(&mut connection));
     let lost = guards.iter().filter(|guard| guard.is_lost()).count();
     assert_eq!(lost, 0, "of {GUARDS}");
     let renewals = spent["evalsha"];
-    let most = (rounds + 2.0) * GUARDS as f64;
+    let most = (rounds + 2.0) * (GUARDS as i64 * requests_a_renewal(&server)) as f64;
     assert!(renewals as f64 <= most, "{renewals} of at most {most}");
-    assert!(
-        reads_spent * 5 < renewals,
-        "{renewals} renewals in {reads_spent} reads"
-    );
+    if let Some((before, after)) = reads_before.zip(reads_after) {
+        let reads = after - before;
+        assert!(reads * 5 < renewals, "{renewals} renewals in {reads} reads");
+    } else {
+        left_out("reads from sockets: the server does not count them");
+    }
     for guard in guards {
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }

@@ -1,7 +1,8 @@
-//! A redis-server of the test's own.
+//! A redis-server of the test's own: the one that is first on the PATH, whatever its version.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod abilities;
 pub mod blackhole;
 pub mod proxy;
 pub mod servers;
@@ -40,16 +41,18 @@ impl Server {
             let port = free_port();
             let mut child = spawn(port, folder.path(), &arguments);
             if comes_up(&mut child, port) {
-                return Self {
+                let server = Self {
                     child,
                     port,
                     folder,
                     arguments,
                 };
+                server.introduce();
+                return server;
             }
             end(&mut child);
         }
-        panic!("no redis-server came up");
+        panic!("no redis-server came up with {arguments:?}");
     }
 
     pub fn url(&self) -> String {
@@ -76,6 +79,14 @@ impl Server {
             Ok(reply) => reply,
             Err(error) => panic!("{words:?}: {error}"),
         }
+    }
+
+    /// Gives a server in cluster mode all slots.
+    pub fn own_all_slots(&self) {
+        let slots: Vec<String> = (0..16_384).map(|slot: u16| slot.to_string()).collect();
+        let mut words = vec!["CLUSTER", "ADDSLOTS"];
+        words.extend(slots.iter().map(String::as_str));
+        self.command(&words)
     }
 
     pub fn exists(&self, key: &str) -> bool {
