@@ -63,9 +63,11 @@ impl Key {
         &self.fence
     }
 
-    /// Where a server of a quorum keeps the value of the claim that wrote the fencing counter.
-    pub(crate) fn fence_owner(&self) -> &str {
-        &self.fence_owner
+    /// All the keys that the scripts of a quorum's servers take; the third is where a server keeps
+    /// the value of the claim that wrote the fencing counter.
+    pub(crate) fn of_a_member(&self) -> [&str; 5] {
+        let [name, fence, queue, waiters] = self.with_queue();
+        [name, fence, &self.fence_owner, queue, waiters]
     }
 
     /// All the keys that the scripts of the queue take.

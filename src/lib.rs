@@ -161,10 +161,34 @@
 //! | `{invoice:42}:lock-waiters` | what is known of each waiter, a hash; exists while somebody waits |
 //!
 //! Grants are published to the channels `redlease:<uuid>`, one for each connection that has waited.
-//! An ACL user needs `EVALSHA` and `EVAL` with what the scripts call on these keys; `CLIENT
-//! TRACKING`, `SUBSCRIBE` and `PUBLISH` make waiting and the notice of a theft prompt, and can be
-//! missing. The key is used verbatim, behind [`Builder::prefix`] if there is one. A key that has a hash tag of
-//! its own, `a{b}c`, keeps it: its counter is `a{b}c:{fence}`.
+//! The key is used verbatim, behind [`Builder::prefix`] if there is one. A key that has a hash tag of
+//! its own, `a{b}c`, keeps it: its counter is `a{b}c:{fence}`. A quorum's servers also keep
+//! `{invoice:42}:fence-owner`, as long as the counter.
+//!
+//! # Rights in Redis
+//!
+//! An ACL user needs no more than this for the lock `invoice:42`:
+//!
+//! ```text
+//! ~invoice:42 ~{invoice:42}:fence ~{invoice:42}:lock-queue ~{invoice:42}:lock-waiters
+//! resetchannels &redlease:* -@all +evalsha +eval +time +get +set +exists +pttl +pexpire +del
+//! +zadd +zrem +zrange +zpopmin +hset +hget +hdel
+//! +client|tracking +subscribe +publish +ping
+//! ```
+//!
+//! On the servers of a quorum also `~{invoice:42}:fence-owner`. The last line makes waiting and the
+//! notice of a theft prompt, and can be missing. A command that is missing in the lines above is
+//! [`Error::Refused`] when the locker connects, a key that is missing when the lock is acquired:
+//! no user is granted a lock that it may not release. (Connecting tries the commands on a key
+//! `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may not touch that
+//! key leaves a trace of it in `ACL LOG`.)
+//!
+//! Whoever has these rights is trusted: it can delete the lock like any other key, or tell a waiter
+//! that it was granted what it was not. What is written beside the lock by mistake does less: a
+//! waiter's record or a message that this crate would not write is passed over, no message makes a
+//! process release what was never its own, and a counter that is not a number, or too close to 2^53
+//! to go on, is [`Error::Refused`] and names the counter. Delete it then; the numbers go on from
+//! the clock.
 //!
 //! `redis-cli GET invoice:42` answers who has the lock: the label is `host/pid` unless
 //! [`Builder::owner`] says otherwise. `SET key value NX PX` is what most lock libraries in other

@@ -57,7 +57,8 @@ impl Locker {
     /// # Errors
     ///
     /// [`Error::Invalid`] for a URL that is not one, [`Error::Unavailable`] if the server cannot
-    /// be reached, [`Error::Refused`] if it is not a Redis server or refuses the credentials.
+    /// be reached, [`Error::Refused`] if it is not a Redis server, refuses the credentials, or does
+    /// not let the user run a command that locks need.
     ///
     /// # Panics
     ///

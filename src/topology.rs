@@ -31,7 +31,14 @@ pub(crate) fn one_server(settings: Settings, client: &Client) -> Result<Arc<Hand
     let clock = Clock::system();
     let wakeups = Arc::new(Wakeups::default());
     let signals = Arc::clone(&wakeups) as _;
-    let node = Node::new(client, clock.clone(), signals, Role::Alone).map_err(bad_url)?;
+    let node = Node::new(
+        client,
+        clock.clone(),
+        signals,
+        Role::Alone,
+        &settings.prefix,
+    )
+    .map_err(bad_url)?;
     start(Arc::new(node), wakeups, clock, settings)
 }
 
@@ -45,7 +52,14 @@ pub(crate) fn quorum(
     for url in urls {
         let client = client(url.as_ref())?;
         let signals = Arc::clone(&wakeups) as _;
-        let node = Node::new(&client, clock.clone(), signals, Role::Member).map_err(bad_url)?;
+        let node = Node::new(
+            &client,
+            clock.clone(),
+            signals,
+            Role::Member,
+            &settings.prefix,
+        )
+        .map_err(bad_url)?;
         let server = node.server();
         if members.iter().any(|member| member.server() == server) {
             let problem = format!("the server {server} is twice in the quorum");

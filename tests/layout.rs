@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 53] = [
+const LAYERS: [&str; 55] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -35,7 +35,9 @@ const LAYERS: [&str; 53] = [
     "backend/quorum/seat.rs",
     "backend/quorum/member.rs",
     "backend/quorum/round.rs",
+    "backend/node/queue.rs",
     "backend/node.rs",
+    "backend/rights.rs",
     "backend/doubt.rs",
     "backend/reply.rs",
     "backend/connection.rs",

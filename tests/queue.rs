@@ -141,7 +141,7 @@ async fn a_last_attempt_at_the_limit_finds_a_lock_that_nobody_told_of() {
     // Somebody ahead who never comes: so ours does not watch the holder, and is told nothing.
     let time: Vec<u64> = server.command(&["TIME"]);
     let beat = (time[0] * 1_000 + time[1] / 1_000).to_string();
-    let record = format!("{beat} 400 1000 1 0 nowhere");
+    let record = format!("{beat} 400 1000 1 0 redlease:nowhere");
     let () = server.command(&["ZADD", &format!("{{{key}}}:lock-queue"), "1", "ghost"]);
     let () = server.command(&["HSET", &format!("{{{key}}}:lock-waiters"), "ghost", &record]);
     let limit = Duration::from_millis(700);
@@ -164,7 +164,7 @@ async fn the_first_of_the_queue_has_the_lock_of_one_who_stopped_waiting() {
     // In the queue, alive by its record, but with nobody behind it.
     let time: Vec<u64> = server.command(&["TIME"]);
     let beat = (time[0] * 1_000 + time[1] / 1_000).to_string();
-    let record = format!("{beat} 500 30000 1 0 nowhere");
+    let record = format!("{beat} 500 30000 1 0 redlease:nowhere");
     let () = server.command(&["ZADD", &format!("{{{key}}}:lock-queue"), "1", "ghost"]);
     let () = server.command(&["HSET", &format!("{{{key}}}:lock-waiters"), "ghost", &record]);
     let waiter = wait_for(&b.lock(&key).ttl(TTL));

@@ -1,6 +1,8 @@
 //! Fencing tokens over a quorum of real servers (P8).
 
 mod common;
+#[path = "common/lua.rs"]
+mod lua;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,9 +10,7 @@ use redlease::{Lock, Locker};
 
 use common::servers::Servers;
 use common::{Server, eventually, unique_key};
-
-const RAISE: &str = include_str!("../src/lua/raise.lua");
-const RESTORE: &str = include_str!("../src/lua/restore.lua");
+use lua::{RAISE, RESTORE};
 
 /// In microseconds.
 const HOUR: u64 = 3_600_000_000;

@@ -1,25 +1,16 @@
 //! The Lua scripts against a model of what they are to do, on a real server.
 
 mod common;
+#[path = "common/lua.rs"]
+mod lua;
 
 use std::cell::{Cell, RefCell};
 
 use common::Server;
+use lua::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use redis::{Commands, Connection, Value};
-
-const ACQUIRE: &str = include_str!("../src/lua/acquire.lua");
-const FORCE_RELEASE: &str = concat!(
-    include_str!("../src/lua/queue.lua"),
-    include_str!("../src/lua/force_release.lua")
-);
-const HOLDER: &str = include_str!("../src/lua/holder.lua");
-const RELEASE: &str = concat!(
-    include_str!("../src/lua/queue.lua"),
-    include_str!("../src/lua/release.lua")
-);
-const RENEW: &str = include_str!("../src/lua/renew.lua");
 
 /// TTLs are far apart and far from the end of a run, so that the model needs no clock.
 const TTLS: [u64; 3] = [100_000, 400_000, 900_000];

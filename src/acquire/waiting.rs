@@ -18,17 +18,22 @@
 //! 1. A contender whose attempt was refused sends `enqueue`, and sends it again every third of its
 //!    waiter TTL (the lock's TTL within 0.5 s and 3 s): the heartbeat. It carries a stamp, the
 //!    contender's own clock when it was sent; the record keeps that of the last one that ran.
-//! 2. A holder's `release` takes the first of the queue that lives, sets the lock key to his value
-//!    for the rest of his waiter TTL (or his TTL, if that is shorter), and publishes the value, the
+//! 2. A holder's `release` takes the first of the queue that lives, sets the lock key to its value
+//!    for the rest of its waiter TTL (or its TTL, if that is shorter), and publishes the value, the
 //!    fencing number, the record's stamp and the *life*: the time from that heartbeat to the key's
-//!    expiry, by the server's clock. The channel is that of the connection that brought the
+//!    expiry, by the server's clock. It drops a thousand dead waiters at most; the key is left free
+//!    if there are more, and a heartbeat that meets that many is followed by the next at once, until
+//!    the first that lives is the first of the queue. The channel is that of the connection that brought the
 //!    heartbeat. An empty message to the holder's own channel comes before it and means nothing: it
 //!    only has the server write the grant before the answer to the holder.
-//! 3. Who hears of his grant holds from the stamp for the life, less the margin of P3, and renews.
+//! 3. Who hears of its grant holds from the stamp for the life, less the margin of P3, and renews.
+//!    A grant from a stamp that is yet to come, or for longer than a waiter lives, is no releaser's:
+//!    the next heartbeat tells how things stand.
 //! 4. `enqueue` finds its own value in the lock key if it was granted and did not hear; and if the
 //!    key is free with somebody before it, it makes the grant in the releaser's place.
-//! 5. Who gives up sends `leave`, which passes on what he was granted meanwhile. A grant for a
-//!    value that nobody here waits for or holds is answered by `leave`, too.
+//! 5. Who gives up sends `leave`, which passes on what it was granted meanwhile. A grant for a
+//!    value that waited here, and that nobody waits for or holds any more, is answered by `leave`,
+//!    too. The process remembers the last few thousand values; a grant for another is left alone.
 //! 6. The first of the queue asks again when the holder's PTTL has passed and when Redis tells that
 //!    the lock key changed. Nobody else does either.
 //!
@@ -52,7 +57,8 @@
 //! * **G5 Nothing is left.** A record goes with its place. Both keys expire 10 s after the last
 //!   heartbeat, longer than any waiter lives, and an emptied set and hash are gone at once.
 //! * **G6 A ghost is harmless.** A heartbeat that runs after its waiter left puts him back. He is
-//!   passed over after his waiter TTL, or granted, and then step 5 passes the lock on at once.
+//!   passed over after his waiter TTL, or granted, and then step 5 passes the lock on at once, or
+//!   if the process has forgotten the value, the key expires after a waiter TTL.
 //!
 //! `tests/queue_model.rs` checks these exhaustively on a model.
 
@@ -199,12 +205,13 @@ impl Contender<'_> {
         Instant::now() + wait
     }
 
-    /// Takes a lock that a releaser granted, unless the lease is over already (then a heartbeat
-    /// tells how things stand).
+    /// Takes a lock that a releaser granted, unless the lease is over already, or was never given
+    /// by our scripts (then a heartbeat tells how things stand).
     async fn accept(&mut self, grant: &Grant) -> Option<Won> {
         let engine = &self.context.engine;
-        let mut deadline = grant.deadline();
-        if engine.clock.now() >= deadline {
+        let now = engine.clock.now();
+        let mut deadline = self.claim.lease_of(grant, now)?;
+        if now >= deadline {
             return None;
         }
         if self.terms.renew_every.is_none() {

@@ -3,7 +3,7 @@
 //! All of it is hints: a waiter's heartbeat and a holder's renewal bound how long a missing one
 //! can matter (P11).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -12,15 +12,19 @@ use tokio::runtime;
 use tokio::sync::Notify;
 
 use crate::backend::{Claim, Grant, Signals};
-use crate::key::Key;
 use crate::lease::driver::Driver;
 
 const CONTENDED_KEYS: usize = 1024;
+/// The grant of one that waited before these stays until it expires, after a waiter's life.
+const GONE_WAITERS: usize = 4096;
 
 #[derive(Default)]
 pub(crate) struct Wakeups {
     /// The contender of each key: there is one at most.
     waiting: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+    /// The contenders that left the register last, the newest in front: a heartbeat of theirs may
+    /// yet run.
+    gone: Mutex<VecDeque<Arc<Claim>>>,
     /// Keys that somebody else had when they were last asked for. Only a hint: forgotten when
     /// there are too many.
     contended: Mutex<HashSet<Arc<str>>>,
@@ -111,6 +115,21 @@ impl Wakeups {
         }
     }
 
+    fn note_gone(&self, claim: &Arc<Claim>) {
+        let mut gone = self.gone.lock();
+        gone.truncate(GONE_WAITERS - 1);
+        gone.push_front(Arc::clone(claim));
+    }
+
+    /// The claim of a contender that waited for what was granted, and does not any more.
+    fn gone(&self, grant: &Grant) -> Option<Arc<Claim>> {
+        let gone = self.gone.lock();
+        let mut same = gone
+            .iter()
+            .filter(|claim| *claim.value == *grant.value && **claim.key.name() == *grant.key);
+        same.next().cloned()
+    }
+
     fn driver(&self) -> Option<Arc<Driver>> {
         self.driver.get()?.upgrade()
     }
@@ -147,13 +166,13 @@ impl Signals for Wakeups {
         }
         drop(waiting);
         // A contender registers before it asks and holds before it leaves the register, so a value
-        // that is in neither place belongs to nobody any more: pass the lock on, at once.
-        if let Some(driver) = self.driver()
+        // that is in neither place belongs to nobody any more: pass the lock on, at once. But only
+        // one of ours: anybody may write to the channel, and name a value of somebody else's (P6).
+        if let Some(claim) = self.gone(&grant)
+            && let Some(driver) = self.driver()
             && !driver.holds(&grant.key, &grant.value)
         {
-            let key = Arc::new(Key::new("", grant.key));
-            let claim = Claim::new(key, grant.value.into(), grant.life);
-            driver.leave(Arc::new(claim));
+            driver.leave(claim);
         }
     }
 }
@@ -215,6 +234,8 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        // Before it leaves the register: see `granted`.
+        self.wakeups.note_gone(&self.slot.claim);
         let mut waiting = self.wakeups.waiting.lock();
         if waiting
             .get(&self.key)

@@ -31,6 +31,12 @@ impl Fences {
         }
     }
 
+    /// Whether the scripts can have reserved these: below 2^53, where a double tells any two apart.
+    pub(crate) fn are_in_range(self) -> bool {
+        let end = self.first.checked_add(self.count);
+        self.count > 0 && end.is_some_and(|end| end <= 1 << 53)
+    }
+
     pub(crate) fn last(self) -> u64 {
         self.first + self.count - 1
     }

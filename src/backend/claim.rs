@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::backend::answer::Fences;
+use crate::backend::answer::{Fences, Grant};
 use crate::backend::quorum::stake::Stake;
 use crate::key::Key;
 use crate::lease::clock::Moment;
@@ -64,6 +64,15 @@ impl Claim {
     /// How long a waiter for this claim lives without a heartbeat.
     pub(crate) fn waiter_ttl(&self) -> Duration {
         self.ttl.clamp(SHORTEST_WAITER_TTL, LONGEST_WAITER_TTL)
+    }
+
+    /// Until when a lease counts that a releaser granted. `None` if none of our scripts can have
+    /// said so: whoever may write to the queue, or to the channel, can say anything.
+    pub(crate) fn lease_of(&self, grant: &Grant, now: Moment) -> Option<Moment> {
+        let is_ours =
+            grant.stamp <= now && grant.life <= self.waiter_ttl() && grant.fences.are_in_range();
+        // P3: a releaser grants no more than the TTL, and did so before now.
+        is_ours.then(|| grant.deadline().min(self.deadline(now)))
     }
 
     /// Notes a reservation, of which the first number is in use. One of a single number leaves

@@ -12,6 +12,7 @@ pub(crate) mod node;
 pub(crate) mod push;
 pub(crate) mod quorum;
 pub(crate) mod reply;
+pub(crate) mod rights;
 pub(crate) mod script;
 pub(crate) mod verdict;
 

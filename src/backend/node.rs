@@ -1,37 +1,40 @@
 //! One Redis server.
 
+mod queue;
+
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::{Client, RedisError};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::backend::connection::{Connection, Connections, Failure};
 use crate::backend::doubt::{Doubt, Doubts};
 use crate::backend::reply::{Reply, remaining};
+use crate::backend::rights;
 use crate::backend::script::{self, Argument, Script};
 use crate::backend::{
-    Answer, Attempt, Backend, Beat, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
-    Standing,
+    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
 };
 use crate::fault::Fault;
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
-use crate::options::whole_millis;
 use crate::owner::Holder;
 
 /// How long a fencing counter outlives its last use: 7 days, in milliseconds.
 pub(super) const FENCE_TTL: Argument<'static> = Argument::Number(7 * 24 * 60 * 60 * 1000);
-/// How long a queue outlives the last heartbeat of its last waiter, in milliseconds: longer than
-/// any waiter lives.
-const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
 
 pub(crate) struct Node {
     connections: Connections,
     clock: Clock,
     role: Role,
     doubts: Doubts,
+    /// A key that nobody has, and whether it was seen that the user has the rights that it takes.
+    probe: String,
+    is_checked: AtomicBool,
 }
 
 /// How a server keeps the fencing counter.
@@ -49,12 +52,15 @@ impl Node {
         clock: Clock,
         signals: Arc<dyn Signals>,
         role: Role,
+        prefix: &str,
     ) -> Result<Self, RedisError> {
         Ok(Self {
             connections: Connections::new(client, signals)?,
             clock,
             role,
             doubts: Doubts::default(),
+            probe: format!("{prefix}redlease-probe:{}", Uuid::new_v4()),
+            is_checked: AtomicBool::new(false),
         })
     }
 
@@ -111,11 +117,11 @@ impl Node {
         fences: Fences,
         within: Duration,
     ) -> Result<Attempt, Fault> {
-        let key = &claim.key;
-        let keys = [&**key.name(), key.fence(), key.fence_owner()];
+        // All that the release will need: it must not be granted to a user who may not release it.
+        let (alone, member) = (claim.key.with_queue(), claim.key.of_a_member());
         let (script, keys) = match self.role {
-            Role::Alone => (&script::ACQUIRE, &keys[..2]),
-            Role::Member => (&script::ACQUIRE_MEMBER, &keys[..]),
+            Role::Alone => (&script::ACQUIRE, &alone[..]),
+            Role::Member => (&script::ACQUIRE_MEMBER, &member[..]),
         };
         let arguments = [
             Argument::Text(&claim.value),
@@ -131,6 +137,7 @@ impl Node {
                 deadline: claim.deadline(reply.sent),
             }),
             (2, _) => Err(reply.same_server()),
+            (3, _) => Err(reply.no_counter(claim)),
             (_, ttl) => Ok(Attempt::Held {
                 ttl: remaining(ttl),
             }),
@@ -157,60 +164,6 @@ impl Node {
             .await
             .map_err(|failure| self.fault(failure))?;
         Ok((reply, doubt))
-    }
-
-    async fn beat(
-        &self,
-        claim: &Arc<Claim>,
-        fences: Fences,
-        within: Duration,
-    ) -> Result<Beat, Fault> {
-        let until = Instant::now() + within;
-        let connection = self.connections.get(until).await?;
-        let doubt = self.doubts.raise(claim, &connection);
-        let reply = self
-            .call_over(
-                Arc::clone(&connection),
-                &script::ENQUEUE,
-                &claim.key.with_queue(),
-                &[
-                    Argument::Text(&claim.value),
-                    Argument::Number(claim.ttl_millis()),
-                    Argument::Number(fences.first),
-                    Argument::Number(fences.count),
-                    FENCE_TTL,
-                    Argument::Number(whole_millis(claim.waiter_ttl())),
-                    // Read before the request is sent, so no later than the server's beat.
-                    Argument::Number(self.clock.now().nanos()),
-                    Argument::Text(connection.channel()),
-                    QUEUE_TTL,
-                ],
-                until,
-            )
-            .await
-            .map_err(|failure| self.fault(failure))?;
-        let beat = match reply.numbers()[..] {
-            [granted @ (1 | 2), first] => {
-                // The same connection brings the message first.
-                let told = granted == 2 && claim.note_heard_on(0) == connection.number();
-                Beat::Granted {
-                    fences: fences.granted_from(first),
-                    deadline: claim.deadline(reply.sent),
-                    told,
-                }
-            }
-            [0, first, ttl] => {
-                claim.note_heard_on(connection.number());
-                Beat::Waiting(Standing {
-                    first: first == 1,
-                    ttl: remaining(ttl),
-                    pushes: self.connections.hears_pushes(),
-                })
-            }
-            _ => return Err(reply.unexpected()),
-        };
-        doubt.settle();
-        Ok(beat)
     }
 
     /// Calls a script that may give the lock to the next waiter, with `more` arguments behind those
@@ -247,11 +200,7 @@ impl Node {
     }
 
     fn freed(&self, reply: Result<Reply, Failure>) -> Result<Freed, Fault> {
-        match reply {
-            Ok(reply) => reply.freed(),
-            Err(Failure::WrongType(_)) => Ok(Freed::NotOurs),
-            Err(failure) => Err(self.fault(failure)),
-        }
+        reply.map_err(|failure| self.fault(failure))?.freed()
     }
 }
 
@@ -264,8 +213,12 @@ impl Backend for Node {
         Box::pin(async move {
             let until = Instant::now() + within;
             let connection = self.connections.get(until).await?;
-            let pong = connection.send(&redis::cmd("PING"), until).await;
-            pong.map(drop).map_err(|failure| self.fault(failure))
+            if !self.is_checked.load(Ordering::Relaxed) {
+                let checked = rights::check(&connection, &self.probe, until).await;
+                checked.map_err(|failure| self.fault(failure))?;
+                self.is_checked.store(true, Ordering::Relaxed);
+            }
+            Ok(())
         })
     }
 
@@ -306,8 +259,6 @@ impl Backend for Node {
                     0 => Ok(Renewal::Stolen),
                     _ => Ok(Renewal::Removed),
                 },
-                // Somebody put a hash or a list where our string was.
-                Err(Failure::WrongType(_)) => Ok(Renewal::Stolen),
                 Err(failure) => Err(self.fault(failure)),
             }
         })
@@ -353,9 +304,9 @@ impl Backend for Node {
                         deadline: claim.deadline(reply.sent),
                     }),
                     (0, _) => Ok(Kept::PassedOn),
+                    (3, _) => Err(reply.no_counter(claim)),
                     _ => Ok(Kept::NotOurs),
                 },
-                // Not only the lock key can be of another type here: the release tells.
                 Err(failure) => Err(self.fault(failure)),
             }
         })
@@ -388,29 +339,6 @@ impl Backend for Node {
     }
 }
 
-impl Queue for Node {
-    fn enqueue<'a>(
-        &'a self,
-        claim: &'a Arc<Claim>,
-        fences: Fences,
-        within: Duration,
-    ) -> Answer<'a, Beat> {
-        Box::pin(self.beat(claim, fences, within))
-    }
-
-    fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
-        Box::pin(async move {
-            let (keys, arguments) = (claim.key.with_queue(), leaving(claim));
-            let reply = self.call(&script::LEAVE, &keys, &arguments, within);
-            self.freed(reply.await)
-        })
-    }
-
-    fn note_untold(&self) {
-        self.connections.note_missed_push();
-    }
-}
-
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Node")
@@ -432,8 +360,7 @@ async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Fr
             value,
         }
         .freed(),
-        Err(Failure::WrongType(_)) => Ok(Freed::NotOurs),
-        Err(Failure::Fault(fault)) => Err(fault),
+        Err(Failure::Fault(fault) | Failure::WrongType(fault)) => Err(fault),
         Err(Failure::NoScript) => unreachable!("EVAL carries the script"),
     }
 }

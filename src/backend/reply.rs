@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::backend::Freed;
 use crate::backend::connection::Connection;
+use crate::backend::{Claim, Freed};
 use crate::fault::Fault;
 use crate::lease::clock::Moment;
 use crate::owner::Holder;
@@ -62,6 +62,13 @@ impl Reply {
             },
             _ => Err(self.unexpected()),
         }
+    }
+
+    /// The fault of a counter that no number can be taken from (P8).
+    pub(super) fn no_counter(&self, claim: &Claim) -> Fault {
+        let counter = claim.key.fence();
+        let text = format!("the fencing counter {counter:?} holds no readable number below 2^53");
+        self.connection.refusal(text)
     }
 
     /// The fault of a server that is in a quorum twice.

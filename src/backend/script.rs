@@ -66,18 +66,19 @@ macro_rules! scripts {
 }
 
 scripts! {
-    ACQUIRE = "acquire.lua";
-    ACQUIRE_MEMBER = "acquire_member.lua";
-    ENQUEUE = "queue.lua" "enqueue.lua";
-    FORCE_RELEASE = "queue.lua" "force_release.lua";
+    ACQUIRE = "fence.lua" "acquire.lua";
+    ACQUIRE_MEMBER = "fence.lua" "acquire_member.lua";
+    ENQUEUE = "writable.lua" "fence.lua" "queue.lua" "enqueue.lua";
+    FORCE_RELEASE = "fence.lua" "queue.lua" "force_release.lua";
     HOLDER = "holder.lua";
-    KEEP = "queue.lua" "keep.lua";
-    LEAVE = "queue.lua" "leave.lua";
-    RAISE = "raise.lua",
+    KEEP = "writable.lua" "fence.lua" "queue.lua" "keep.lua";
+    LEAVE = "writable.lua" "fence.lua" "queue.lua" "leave.lua";
+    PROBE = "probe.lua";
+    RAISE = "writable.lua" "fence.lua" "raise.lua",
         if "quorum_no_owner_check" then "local last = redis.call('GET', KEYS[2]) if last and tonumber(last) >= tonumber(ARGV[2]) then return tonumber(last) <= tonumber(ARGV[3]) and 1 or 0 end if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[4]) return 1";
-    RELEASE = "queue.lua" "release.lua",
+    RELEASE = "writable.lua" "fence.lua" "queue.lua" "release.lua",
         if "plain_del" then "return redis.call('DEL', KEYS[1])";
-    RENEW = "renew.lua",
+    RENEW = "writable.lua" "renew.lua",
         if "renewal_creates" then "local own = redis.call('GET', KEYS[1]) or redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) and ARGV[1] if own == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 end return 0";
-    RESTORE = "restore.lua";
+    RESTORE = "fence.lua" "restore.lua";
 }

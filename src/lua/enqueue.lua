@@ -4,16 +4,27 @@
 -- ARGV[6] how long the waiter lives without another heartbeat, ms   ARGV[7] its stamp
 -- ARGV[8] its channel   ARGV[9] how long the queue lives without a heartbeat, ms
 -- Returns {1, first fencing number} (granted now), {2, first fencing number} (had been granted
--- meanwhile), or {0, whether it is the first of the queue, PTTL of the lock key}.
+-- meanwhile), {3, 0} (the counter is of no use), or {0, whether it is the first of the queue, PTTL
+-- of the lock key}.
 local value = ARGV[1]
-local holder = redis.call('GET', KEYS[1])
+local holder = redis.pcall('GET', KEYS[1])
+if type(holder) == 'table' then
+  ensure_writable(value)
+  return holder
+end
 local granted = 0
 local fence
+if not holder or holder == value then
+  fence = next_fence(ARGV[3])
+  if not fence then
+    ensure_writable(value)
+    return {3, 0}
+  end
+end
 if holder == value then
   granted = 2
   redis.call('ZREM', KEYS[3], value)
   redis.call('HDEL', KEYS[4], value)
-  fence = next_fence(ARGV[3])
   reserve(fence, ARGV[4], ARGV[5])
 else
   local micros = server_time()
@@ -38,15 +49,20 @@ if granted > 0 then
 end
 local now = math.floor(server_time() / 1000)
 local first
-while true do
+for _ = 1, MOST_DEAD do
   first = redis.call('ZRANGE', KEYS[3], 0, 0)[1]
   if not first or first == value or living(redis.call('HGET', KEYS[4], first), now) then
     break
   end
   redis.call('ZREM', KEYS[3], first)
   redis.call('HDEL', KEYS[4], first)
+  first = nil
 end
 local ttl = redis.call('PTTL', KEYS[1])
 redis.call('PEXPIRE', KEYS[3], ARGV[9])
 redis.call('PEXPIRE', KEYS[4], ARGV[9])
+if not first then
+  -- More dead ones may follow: the caller is to ask again at once, as for a key that expires now.
+  return {0, 1, 0}
+end
 return {0, first == value and 1 or 0, ttl}

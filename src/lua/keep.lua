@@ -4,8 +4,9 @@
 -- ARGV[4] the last fencing number in use if more had been reserved, else empty
 -- ARGV[5] the last that had been reserved   ARGV[6] the channel of this connection
 -- ARGV[7] ttl, ms   ARGV[8] how many fencing numbers to reserve
--- Returns {1, first fencing number} (kept), {0, 0} (passed on) or {-1, 0} (not ours any more).
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+-- Returns {1, first fencing number} (kept), {0, 0} (passed on), {-1, 0} (not ours any more) or
+-- {3, 0} (the counter is of no use, so the lock cannot be kept).
+if not is_held_by(ARGV[1]) then
   return {-1, 0}
 end
 if pass_on(ARGV[2], ARGV[3], nil, ARGV[4], ARGV[5], ARGV[6]) then
@@ -13,6 +14,9 @@ if pass_on(ARGV[2], ARGV[3], nil, ARGV[4], ARGV[5], ARGV[6]) then
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[7])
 local fence = next_fence(ARGV[2], ARGV[4], ARGV[5])
+if not fence then
+  return {3, 0}
+end
 reserve(fence, ARGV[8], ARGV[3])
 redis.call('EXISTS', KEYS[1])
 return {1, fence}

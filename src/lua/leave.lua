@@ -3,7 +3,7 @@
 -- Returns 1 (had been granted) or 0.
 redis.pcall('ZREM', KEYS[3], ARGV[1])
 redis.pcall('HDEL', KEYS[4], ARGV[1])
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+if not is_held_by(ARGV[1]) then
   return 0
 end
 if not pass_on(ARGV[2], ARGV[3]) then

@@ -8,29 +8,19 @@
 --   fences   how many fencing numbers to reserve for it
 --   stamp    the waiter's own clock when it sent that heartbeat; only ever handed back
 --   channel  where it hears of a grant
+-- Others can write here, too: what no waiter of ours would write is nobody's record.
 -- The server tracks all of KEYS for a client at every read by a script, and forgets a key again
 -- when that client writes it. So the reads come before the writes where that costs no call more:
 -- who gives the lock away is not to be told what becomes of it. A script that leaves its caller
 -- holding or waiting reads KEYS[1] after its last write, so that the caller is told.
 
+local LONGEST_LIFE = 3000
+-- So many dead waiters are dropped in one call, which so takes some milliseconds at most.
+local MOST_DEAD = 1000
+
 local function server_time()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
-
--- The first fencing number that is free. Those after `used` up to `reserved` are given back, unless
--- others have come since: a release that runs late may meet a ghost of its value.
-local function next_fence(floor, used, reserved)
-  local fence = tonumber(floor)
-  local last = redis.call('GET', KEYS[2])
-  if last == reserved then
-    last = used
-  end
-  return math.max(fence, tonumber(last or 0) + 1)
-end
-
-local function reserve(fence, count, counter_ttl)
-  redis.call('SET', KEYS[2], string.format('%.0f', fence + count - 1), 'PX', counter_ttl)
 end
 
 -- The fields of a record, and for how long the waiter still lives; nil if it does not.
@@ -38,48 +28,44 @@ local function living(record, now)
   local beat, life, ttl, fences, stamp, channel
   if type(record) == 'string' then
     beat, life, ttl, fences, stamp, channel =
-      string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d+) (.*)$')
+      string.match(record, '^(%d+) (%d+) (%d+) (%d+) (%d+) (redlease:%S+)$')
   end
   if not beat then
     return nil
   end
-  local rest = math.min(tonumber(life), tonumber(beat) + tonumber(life) - now)
-  if rest <= 0 then
+  beat, life, ttl, fences = tonumber(beat), tonumber(life), tonumber(ttl), tonumber(fences)
+  local rest = math.min(life, beat + life - now)
+  if rest <= 0 or life > LONGEST_LIFE or ttl < 1 or fences < 1 or fences > LARGEST_BLOCK then
     return nil
   end
-  return {beat = tonumber(beat), rest = rest, ttl = tonumber(ttl), fences = tonumber(fences),
-    stamp = stamp, channel = channel}
+  return {beat = beat, rest = rest, ttl = ttl, fences = fences, stamp = stamp, channel = channel}
 end
 
 -- Gives the lock to the first waiter that lives, and tells it. Returns its value and fencing
--- number, or nil if nobody waits. The lock key must be free or the caller's. What others put into
--- the place of the queue or of the counter keeps no holder from letting go.
---   caller   who is not to be told, because the answer tells it
+-- number, or nil if nobody waits, or only behind more dead ones than one call drops. The lock key
+-- must be free or the caller's. What others put into the place of the queue or of the counter
+-- keeps no holder from letting go.
+--   caller   a waiter, who hears of trouble, and is not to be told of its grant, because the
+--            answer tells it; nil: who lets go
 --   used, reserved   see next_fence
 --   own      the channel of the connection that called
 local function pass_on(floor, counter_ttl, caller, used, reserved, own)
+  local ask = caller and redis.call or redis.pcall
   local now
-  while true do
-    local first = redis.pcall('ZPOPMIN', KEYS[3])
+  for _ = 1, MOST_DEAD do
+    local first = ask('ZPOPMIN', KEYS[3])
     local value = first[1]
     if not value then
       return nil
     end
     now = now or math.floor(server_time() / 1000)
-    local waiter = living(redis.pcall('HGET', KEYS[4], value), now)
-    redis.pcall('HDEL', KEYS[4], value)
+    local waiter = living(ask('HGET', KEYS[4], value), now)
+    ask('HDEL', KEYS[4], value)
     if waiter then
-      local is_counter, fence = pcall(next_fence, floor, used, reserved)
-      if not is_counter then
-        if value == caller then
-          error(fence)
-        end
-        return nil
-      end
+      local fence = next_fence(floor, used, reserved)
       local lease = math.min(waiter.rest, waiter.ttl)
-      local set = redis.pcall('SET', KEYS[1], value, 'PX', lease)
-      if set.err then
-        -- Out of memory: let the lock go free; a heartbeat takes it when there is room.
+      -- Out of memory: let the lock go free; a heartbeat takes it when there is room.
+      if not fence or ask('SET', KEYS[1], value, 'PX', lease).err then
         return nil
       end
       reserve(fence, waiter.fences, counter_ttl)

@@ -3,7 +3,7 @@
 -- ARGV[4] the last fencing number in use if more had been reserved, else empty
 -- ARGV[5] the last that had been reserved   ARGV[6] the channel of this connection
 -- Returns 1 (given up) or 0 (not ours any more).
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+if not is_held_by(ARGV[1]) then
   return 0
 end
 if not pass_on(ARGV[2], ARGV[3], nil, ARGV[4], ARGV[5], ARGV[6]) then

@@ -1,6 +1,6 @@
 -- Gives a server of a quorum the key that it lost, if the key is free there, and the fencing
 -- counter, if that is behind.
--- KEYS[1] lock key   KEYS[2] fencing counter   KEYS[3] value of the claim that wrote the counter
+-- KEYS as in acquire_member.lua
 -- ARGV[1] value   ARGV[2] ttl, ms   ARGV[3] first fencing number   ARGV[4] last fencing number
 -- ARGV[5] how long the counter lives, ms
 -- Returns 1 (the lock is ours) or 0 (somebody else's).
@@ -8,8 +8,8 @@ if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2])
     and redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0
 end
-local last = redis.call('GET', KEYS[2])
-if not last or tonumber(last) < tonumber(ARGV[3]) then
+-- A counter that is of no use stays: this server gives out no numbers then.
+if next_fence(ARGV[3]) == tonumber(ARGV[3]) then
   redis.call('SET', KEYS[2], ARGV[4], 'PX', ARGV[5])
   redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[5])
 end

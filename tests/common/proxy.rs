@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -19,6 +19,7 @@ pub struct Proxy {
 
 #[derive(Default)]
 struct State {
+    server: AtomicU16,
     mode: AtomicU8,
     stopped: AtomicBool,
     streams: Mutex<Vec<TcpStream>>,
@@ -31,8 +32,15 @@ impl Proxy {
         let port = listener.local_addr().expect("its address").port();
         let state = Arc::new(State::default());
         let of_thread = Arc::clone(&state);
-        thread::spawn(move || of_thread.accept(&listener, server));
-        Self { port, state }
+        let proxy = Self { port, state };
+        proxy.lead_to(server);
+        thread::spawn(move || of_thread.accept(&listener));
+        proxy
+    }
+
+    /// Leads new connections to the server at another port; those that are there stay.
+    pub fn lead_to(&self, server: u16) {
+        self.state.server.store(server, Ordering::SeqCst);
     }
 
     pub fn url(&self) -> String {
@@ -72,12 +80,13 @@ impl Drop for Proxy {
 }
 
 impl State {
-    fn accept(self: Arc<Self>, listener: &TcpListener, server: u16) {
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
         for client in listener.incoming() {
             if self.stopped.load(Ordering::SeqCst) {
                 return;
             }
             let Ok(client) = client else { continue };
+            let server = self.server.load(Ordering::SeqCst);
             let Ok(upstream) = TcpStream::connect(("127.0.0.1", server)) else {
                 continue;
             };

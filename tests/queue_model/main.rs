@@ -25,6 +25,7 @@
 //! * Fencing numbers, hand-over within a process, and pushes of client tracking, which are hints.
 //! * Order among those who do not wait in the queue: `acquire` may take a key that expired or was
 //!   deleted before those who wait for it. (A release never leaves it free for that.)
+//! * More dead waiters than one call drops, and values that a process has forgotten.
 //! * Memory that runs out, a server that restarts, the expiry of the queue's keys, `force_release`.
 //! * A second acquisition of the same process: it has a new value, so it is a client of its own.
 //!

@@ -42,10 +42,13 @@ impl Member for Node {
                 FENCE_TTL,
             ];
             let reply = self
-                .call(&script::RAISE, &keys(claim), &arguments, within)
+                .call(&script::RAISE, &claim.key.of_a_member(), &arguments, within)
                 .await
                 .map_err(|failure| self.fault(failure))?;
-            Ok(reply.number()? == 1)
+            match reply.number()? {
+                -1 => Err(reply.no_counter(claim)),
+                raised => Ok(raised == 1),
+            }
         })
     }
 
@@ -64,16 +67,17 @@ impl Member for Node {
                 FENCE_TTL,
             ];
             let (reply, doubt) = self
-                .create(claim, &script::RESTORE, &keys(claim), &arguments, within)
+                .create(
+                    claim,
+                    &script::RESTORE,
+                    &claim.key.of_a_member(),
+                    &arguments,
+                    within,
+                )
                 .await?;
             let restored = reply.number()? == 1;
             doubt.settle();
             Ok(restored)
         })
     }
-}
-
-fn keys(claim: &Claim) -> [&str; 3] {
-    let key = &claim.key;
-    [key.name(), key.fence(), key.fence_owner()]
 }

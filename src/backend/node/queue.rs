@@ -1,0 +1,97 @@
+//! The queue between processes that one server keeps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::node::{FENCE_TTL, Node, leaving};
+use crate::backend::reply::remaining;
+use crate::backend::script::{self, Argument};
+use crate::backend::{Answer, Beat, Claim, Fences, Freed, Queue, Standing};
+use crate::fault::Fault;
+use crate::options::whole_millis;
+
+/// How long a queue outlives the last heartbeat of its last waiter, in milliseconds: longer than
+/// any waiter lives.
+const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
+
+impl Node {
+    async fn beat(
+        &self,
+        claim: &Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Result<Beat, Fault> {
+        let until = Instant::now() + within;
+        let connection = self.connections.get(until).await?;
+        let doubt = self.doubts.raise(claim, &connection);
+        let reply = self
+            .call_over(
+                Arc::clone(&connection),
+                &script::ENQUEUE,
+                &claim.key.with_queue(),
+                &[
+                    Argument::Text(&claim.value),
+                    Argument::Number(claim.ttl_millis()),
+                    Argument::Number(fences.first),
+                    Argument::Number(fences.count),
+                    FENCE_TTL,
+                    Argument::Number(whole_millis(claim.waiter_ttl())),
+                    // Read before the request is sent, so no later than the server's beat.
+                    Argument::Number(self.clock.now().nanos()),
+                    Argument::Text(connection.channel()),
+                    QUEUE_TTL,
+                ],
+                until,
+            )
+            .await
+            .map_err(|failure| self.fault(failure))?;
+        let beat = match reply.numbers()[..] {
+            [granted @ (1 | 2), first] => {
+                // The same connection brings the message first.
+                let told = granted == 2 && claim.note_heard_on(0) == connection.number();
+                Ok(Beat::Granted {
+                    fences: fences.granted_from(first),
+                    deadline: claim.deadline(reply.sent),
+                    told,
+                })
+            }
+            [0, first, ttl] => {
+                claim.note_heard_on(connection.number());
+                Ok(Beat::Waiting(Standing {
+                    first: first == 1,
+                    ttl: remaining(ttl),
+                    pushes: self.connections.hears_pushes(),
+                }))
+            }
+            [3, _] => Err(reply.no_counter(claim)),
+            _ => return Err(reply.unexpected()),
+        };
+        doubt.settle();
+        beat
+    }
+}
+
+impl Queue for Node {
+    fn enqueue<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, Beat> {
+        Box::pin(self.beat(claim, fences, within))
+    }
+
+    fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
+        Box::pin(async move {
+            let (keys, arguments) = (claim.key.with_queue(), leaving(claim));
+            let reply = self.call(&script::LEAVE, &keys, &arguments, within);
+            self.freed(reply.await)
+        })
+    }
+
+    fn note_untold(&self) {
+        self.connections.note_missed_push();
+    }
+}

@@ -1,0 +1,48 @@
+//! Whether the user may run what the scripts need.
+
+use redis::Value;
+use tokio::time::Instant;
+
+use crate::backend::connection::{Connection, Failure};
+use crate::backend::script::{self, Argument, Script};
+
+/// Fails if a command is missing without which a lock could be acquired and not be released.
+///
+/// `name` is a key that nobody has. Rights to keys are not asked for: they depend on the lock, and
+/// acquiring it names all of its keys.
+pub(super) async fn check(
+    connection: &Connection,
+    name: &str,
+    until: Instant,
+) -> Result<(), Failure> {
+    // `EVAL` is needed after `SCRIPT FLUSH`, a restart, and for what is cleaned up (P10).
+    for call in [Script::by_digest, Script::in_full] {
+        let with_key = call(&script::PROBE, &[name], &[]);
+        let mut answer = connection.send(&with_key, until).await;
+        if let Err(Failure::Fault(_)) = answer {
+            // The key alone may be what is refused, or not served here.
+            let without_key = call(&script::PROBE, &[], &[Argument::Text(name)]);
+            answer = connection.send(&without_key, until).await;
+        }
+        match answer {
+            Ok(reply) => {
+                let missing = names(&reply);
+                if !missing.is_empty() {
+                    let text = format!(
+                        "the user may not run, or the server does not have, commands that locks \
+                         need: {}",
+                        missing.join(", ")
+                    );
+                    return Err(Failure::Fault(connection.refusal(text)));
+                }
+            }
+            Err(Failure::NoScript) => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(())
+}
+
+fn names(reply: &Value) -> Vec<String> {
+    redis::from_redis_value_ref(reply).unwrap_or_default()
+}
