@@ -23,9 +23,18 @@ const OPTIONAL: [&str; 4] = ["client|tracking", "subscribe", "publish", "ping"];
 
 /// Makes the user anew with all that locks need, but for what is `missing`.
 fn grant(server: &Server, missing: &str) {
-    let mut words: Vec<String> = ["ACL", "SETUSER", "ann", "reset", "on", ">pw", "&redlease:*"]
-        .map(str::to_owned)
-        .into();
+    let mut words: Vec<String> = [
+        "ACL",
+        "SETUSER",
+        "ann",
+        "reset",
+        "on",
+        ">pw",
+        "resetchannels",
+        "&redlease:*",
+    ]
+    .map(str::to_owned)
+    .into();
     words.extend(PATTERNS.iter().map(|&pattern| pattern.to_owned()));
     let commands = COMMANDS.iter().chain(&OPTIONAL);
     words.extend(commands.map(|command| format!("+{command}")));
