@@ -21,7 +21,8 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// A locker has a background thread, `redlease`, which renews leases, watches their deadlines and
 /// releases dropped guards, and a connection to Redis for it; another connection for each tokio
-/// runtime that acquires locks.
+/// runtime that acquires locks. What the thread has to send goes over one of the others while its
+/// own cannot be opened or does not answer.
 ///
 /// # The end of a locker
 ///
@@ -48,7 +49,10 @@ impl Locker {
     /// Connects to one Redis server, with the defaults of [`Builder`].
     ///
     /// The URL is one that the `redis` crate takes: `redis://user:password@host:port/db` or
-    /// `unix:///path/to/socket`.
+    /// `unix:///path/to/socket`. RESP3 is tried first, unless the URL ends with `?protocol=resp2`.
+    ///
+    /// The call waits for two connections: that of the present runtime, and that of the background
+    /// thread, without which no lock could be renewed.
     ///
     /// # Cancel safety
     ///
@@ -57,8 +61,8 @@ impl Locker {
     /// # Errors
     ///
     /// [`Error::Invalid`] for a URL that is not one, [`Error::Unavailable`] if the server cannot
-    /// be reached, [`Error::Refused`] if it is not a Redis server, refuses the credentials, or does
-    /// not let the user run a command that locks need.
+    /// be reached or does not take both connections, [`Error::Refused`] if it is not a Redis server,
+    /// refuses the credentials, or does not let the user run a command that locks need.
     ///
     /// # Panics
     ///
@@ -105,8 +109,9 @@ impl Locker {
     /// # Errors
     ///
     /// [`Error::Invalid`] for a URL that is not one, fewer than three servers, or the same server
-    /// twice; [`Error::Unavailable`] if no majority can be reached, [`Error::Refused`] if so many
-    /// refuse for good that there can be none.
+    /// twice; [`Error::Unavailable`] if no majority can be reached with both connections (see
+    /// [`connect`](Self::connect)), [`Error::Refused`] if so many refuse for good that there can
+    /// be none.
     ///
     /// # Panics
     ///
@@ -199,22 +204,19 @@ impl Locker {
     async fn connected(self) -> Result<Self, Error> {
         let engine = self.engine();
         let within = engine.settings.command_timeout;
-        let connected = engine.backend.connect(within).await;
-        connected.map_err(|fault| fault.about(None))?;
-        // The driver's own connection, before it is needed in a hurry.
-        let backend = Arc::clone(&engine.backend);
-        engine.driver.spawn(async move {
-            // A failure is no matter yet: whoever needs the connection opens it again.
-            let _ = backend.connect(within).await;
-        });
+        // P4, P13: without the driver's connection a lock would be lost one TTL later.
+        let connect = engine.backend.connect(engine.driver.runtime(), within);
+        connect.await.map_err(|fault| fault.about(None))?;
         Ok(self)
     }
 
     fn connected_blocking(self) -> Result<Self, Error> {
         let backend = Arc::clone(&self.engine().backend);
         let within = self.engine().settings.command_timeout;
+        let driver = self.engine().driver.runtime().clone();
+        // The thread's connection is the only one that is needed.
         self.engine().block_on(None, async move {
-            let connected = backend.connect(within).await;
+            let connected = backend.connect(&driver, within).await;
             connected.map_err(|fault| fault.about(None))
         })?;
         Ok(self)
@@ -329,14 +331,15 @@ impl Builder {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect(self, url: impl AsRef<str>) -> Result<Locker, Error> {
         let client = topology::client(url.as_ref())?;
-        self.connect_client(client).await
+        self.on_one_server(&client)?.connected().await
     }
 
     /// Connects to the server of a `redis::Client`, for connection settings that a URL does not
     /// hold.
     ///
-    /// Whatever protocol version the client asks for, RESP3 is tried first. `TCP_NODELAY` and
-    /// keep-alive are switched on.
+    /// Whatever protocol version the client asks for, RESP3 is tried first: a client that names
+    /// none asks for RESP2. For RESP2 alone, [`connect`](Self::connect) to a URL that ends with
+    /// `?protocol=resp2`. `TCP_NODELAY` and keep-alive are switched on.
     ///
     /// # Errors
     ///
@@ -346,6 +349,7 @@ impl Builder {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect_client(self, client: Client) -> Result<Locker, Error> {
+        let client = topology::with_resp3(&client)?;
         self.on_one_server(&client)?.connected().await
     }
 
@@ -377,11 +381,12 @@ impl Builder {
 
     pub(crate) fn connect_blocking(self, url: &str) -> Result<Locker, Error> {
         let client = topology::client(url)?;
-        self.connect_client_blocking(&client)
+        self.on_one_server(&client)?.connected_blocking()
     }
 
     pub(crate) fn connect_client_blocking(self, client: &Client) -> Result<Locker, Error> {
-        self.on_one_server(client)?.connected_blocking()
+        let client = topology::with_resp3(client)?;
+        self.on_one_server(&client)?.connected_blocking()
     }
 
     pub(crate) fn quorum_blocking(

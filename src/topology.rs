@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use redis::{Client, ConnectionAddr, IntoConnectionInfo};
+use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
 
 use crate::acquire::queue::Queues;
 use crate::acquire::wakeup::Wakeups;
-use crate::backend::Backend;
 use crate::backend::memory::Memory;
 use crate::backend::node::{Node, Role};
 use crate::backend::quorum::{Member, Quorum};
+use crate::backend::{Backend, Signals};
 use crate::engine::{Engine, Settings};
 use crate::error::Error;
 use crate::events::emit;
@@ -31,14 +31,7 @@ pub(crate) fn one_server(settings: Settings, client: &Client) -> Result<Arc<Hand
     let clock = Clock::system();
     let wakeups = Arc::new(Wakeups::default());
     let signals = Arc::clone(&wakeups) as _;
-    let node = Node::new(
-        client,
-        clock.clone(),
-        signals,
-        Role::Alone,
-        &settings.prefix,
-    )
-    .map_err(bad_url)?;
+    let node = node(client, &clock, signals, Role::Alone, &settings)?;
     start(Arc::new(node), wakeups, clock, settings)
 }
 
@@ -52,14 +45,7 @@ pub(crate) fn quorum(
     for url in urls {
         let client = client(url.as_ref())?;
         let signals = Arc::clone(&wakeups) as _;
-        let node = Node::new(
-            &client,
-            clock.clone(),
-            signals,
-            Role::Member,
-            &settings.prefix,
-        )
-        .map_err(bad_url)?;
+        let node = node(&client, &clock, signals, Role::Member, &settings)?;
         let server = node.server();
         if members.iter().any(|member| member.server() == server) {
             let problem = format!("the server {server} is twice in the quorum");
@@ -87,7 +73,27 @@ pub(crate) fn quorum(
     start(Arc::new(Quorum::new(members)), wakeups, clock, settings)
 }
 
-/// Parses a URL, and refuses what the connection would only fail on later.
+fn node(
+    client: &Client,
+    clock: &Clock,
+    signals: Arc<dyn Signals>,
+    role: Role,
+    settings: &Settings,
+) -> Result<Node, Error> {
+    let limit = settings.command_timeout;
+    let node = Node::new(
+        client,
+        clock.clone(),
+        signals,
+        role,
+        &settings.prefix,
+        limit,
+    );
+    node.map_err(bad_url)
+}
+
+/// Parses a URL, and refuses what the connection would only fail on later. The client asks for
+/// RESP3 unless the URL asks for RESP2: that redis-rs takes both for the same.
 pub(crate) fn client(url: &str) -> Result<Client, Error> {
     let info = url.into_connection_info().map_err(bad_url)?;
     if !matches!(info.addr(), ConnectionAddr::Tcp(..)) && !info.addr().is_supported() {
@@ -96,7 +102,27 @@ pub(crate) fn client(url: &str) -> Result<Client, Error> {
             "this kind of redis url is not supported here",
         ));
     }
-    Client::open(info).map_err(bad_url)
+    let client = Client::open(info).map_err(bad_url)?;
+    if asks_for_resp2(url) {
+        Ok(client)
+    } else {
+        with_resp3(&client)
+    }
+}
+
+/// The same client, asking for RESP3.
+pub(crate) fn with_resp3(client: &Client) -> Result<Client, Error> {
+    let info = client.get_connection_info().clone();
+    let settings = info.redis_settings().clone();
+    let settings = settings.set_protocol(ProtocolVersion::RESP3);
+    Client::open(info.set_redis_settings(settings)).map_err(bad_url)
+}
+
+fn asks_for_resp2(url: &str) -> bool {
+    let url = redis::parse_redis_url(url);
+    let protocol = url.iter().flat_map(|url| url.query_pairs());
+    let protocol = protocol.filter(|(name, _)| name == "protocol").last();
+    protocol.is_some_and(|(_, version)| version == "2" || version == "resp2")
 }
 
 fn start(
@@ -116,7 +142,7 @@ fn start(
     Ok(Arc::new(Handle::new(Context { engine, queues })))
 }
 
-fn bad_url(error: redis::RedisError) -> Error {
+fn bad_url(error: RedisError) -> Error {
     Error::Invalid {
         key: None,
         problem: "the redis url is not usable".to_owned(),

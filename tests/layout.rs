@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 55] = [
+const LAYERS: [&str; 58] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -36,10 +36,13 @@ const LAYERS: [&str; 55] = [
     "backend/quorum/member.rs",
     "backend/quorum/round.rs",
     "backend/node/queue.rs",
+    "backend/call.rs",
     "backend/node.rs",
     "backend/rights.rs",
     "backend/doubt.rs",
     "backend/reply.rs",
+    "backend/connections.rs",
+    "backend/opening.rs",
     "backend/connection.rs",
     "backend/push.rs",
     "backend/verdict.rs",

@@ -157,8 +157,8 @@ impl Backend for Faulty {
         "faulty".into()
     }
 
-    fn connect(&self, within: Duration) -> Answer<'_, ()> {
-        self.memory.connect(within)
+    fn connect<'a>(&'a self, driver: &'a Handle, within: Duration) -> Answer<'a, ()> {
+        self.memory.connect(driver, within)
     }
 
     fn acquire<'a>(

@@ -12,7 +12,11 @@ const SILENCES_BEFORE_REOPENING: u32 = 2;
 #[derive(Default)]
 pub(crate) struct Health {
     broken: AtomicBool,
-    ended: AtomicBool,
+    /// It was opened to the end.
+    used: AtomicBool,
+    /// Other runtimes have sent requests over it.
+    lent: AtomicBool,
+    probed: AtomicBool,
     silence: Mutex<Silence>,
 }
 
@@ -32,14 +36,38 @@ impl Health {
         self.broken.store(true, Ordering::Release);
     }
 
-    /// The task that drove the connection is gone.
-    pub(crate) fn note_ended(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-        self.note_broken();
+    pub(crate) fn is_used(&self) -> bool {
+        self.used.load(Ordering::Acquire)
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
+    pub(crate) fn note_used(&self) {
+        self.used.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_lent(&self) -> bool {
+        self.lent.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn note_lent(&self) {
+        self.lent.store(true, Ordering::Release);
+    }
+
+    /// Whether the last requests had no answer in time.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silence.lock().count > 0
+    }
+
+    pub(crate) fn last_answer(&self) -> Option<Instant> {
+        self.silence.lock().last_answer
+    }
+
+    /// Says whether nobody else is at it.
+    pub(crate) fn begin_probe(&self) -> bool {
+        !self.probed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn end_probe(&self) {
+        self.probed.store(false, Ordering::Release);
     }
 
     pub(crate) fn note_answer(&self) {

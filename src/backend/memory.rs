@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
@@ -123,7 +124,7 @@ impl Backend for Memory {
         "memory".into()
     }
 
-    fn connect(&self, _within: Duration) -> Answer<'_, ()> {
+    fn connect<'a>(&'a self, _driver: &'a Handle, _within: Duration) -> Answer<'a, ()> {
         Box::pin(ready(Ok(())))
     }
 

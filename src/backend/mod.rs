@@ -1,14 +1,17 @@
 //! Where locks are kept: what a lock asks of a store, and the stores that can answer.
 
 pub(crate) mod answer;
+pub(crate) mod call;
 pub(crate) mod claim;
 pub(crate) mod connection;
+pub(crate) mod connections;
 pub(crate) mod doubt;
 #[cfg(test)]
 pub(crate) mod faulty;
 pub(crate) mod health;
 pub(crate) mod memory;
 pub(crate) mod node;
+pub(crate) mod opening;
 pub(crate) mod push;
 pub(crate) mod quorum;
 pub(crate) mod reply;
@@ -49,8 +52,9 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     /// The name of the store in messages: the server's address.
     fn server(&self) -> Arc<str>;
 
-    /// Makes sure that the store can be reached from the present runtime, and is usable.
-    fn connect(&self, within: Duration) -> Answer<'_, ()>;
+    /// Makes sure that the store can be reached from the present runtime and from the driver's,
+    /// and is usable.
+    fn connect<'a>(&'a self, driver: &'a Handle, within: Duration) -> Answer<'a, ()>;
 
     /// Takes the lock if it is free, reserving `fences`, from its first number on or from a later
     /// one. Idempotent for a value.

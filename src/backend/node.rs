@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::{Client, RedisError};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::backend::connection::{Connection, Connections, Failure};
+use crate::backend::connection::{Connection, Failure};
+use crate::backend::connections::Connections;
 use crate::backend::doubt::{Doubt, Doubts};
 use crate::backend::reply::{Reply, remaining};
 use crate::backend::rights;
@@ -28,8 +30,8 @@ use crate::owner::Holder;
 pub(super) const FENCE_TTL: Argument<'static> = Argument::Number(7 * 24 * 60 * 60 * 1000);
 
 pub(crate) struct Node {
-    connections: Connections,
-    clock: Clock,
+    pub(super) connections: Arc<Connections>,
+    pub(super) clock: Clock,
     role: Role,
     doubts: Doubts,
     /// A key that nobody has, and whether it was seen that the user has the rights that it takes.
@@ -47,68 +49,23 @@ pub(crate) enum Role {
 }
 
 impl Node {
+    /// `limit` is how long opening a connection may take.
     pub(crate) fn new(
         client: &Client,
         clock: Clock,
         signals: Arc<dyn Signals>,
         role: Role,
         prefix: &str,
+        limit: Duration,
     ) -> Result<Self, RedisError> {
         Ok(Self {
-            connections: Connections::new(client, signals)?,
+            connections: Arc::new(Connections::new(client, signals, limit)?),
             clock,
             role,
             doubts: Doubts::default(),
             probe: format!("{prefix}redlease-probe:{}", Uuid::new_v4()),
             is_checked: AtomicBool::new(false),
         })
-    }
-
-    pub(super) async fn call(
-        &self,
-        script: &Script,
-        keys: &[&str],
-        arguments: &script::Arguments<'_>,
-        within: Duration,
-    ) -> Result<Reply, Failure> {
-        let until = Instant::now() + within;
-        let connection = self.connections.get(until).await.map_err(Failure::Fault)?;
-        self.call_over(connection, script, keys, arguments, until)
-            .await
-    }
-
-    async fn call_over(
-        &self,
-        connection: Arc<Connection>,
-        script: &Script,
-        keys: &[&str],
-        arguments: &script::Arguments<'_>,
-        until: Instant,
-    ) -> Result<Reply, Failure> {
-        // P3: the lease counts from here, before the connection has the request.
-        let sent = self.clock.now();
-        let by_digest = script.by_digest(keys, arguments);
-        let value = match connection.send(&by_digest, until).await {
-            Err(Failure::NoScript) => {
-                connection
-                    .send(&script.in_full(keys, arguments), until)
-                    .await?
-            }
-            other => other?,
-        };
-        let sent = match cfg!(redlease_mutation = "deadline_from_reply") {
-            true => self.clock.now(),
-            false => sent,
-        };
-        Ok(Reply {
-            connection,
-            sent,
-            value,
-        })
-    }
-
-    pub(super) fn fault(&self, failure: Failure) -> Fault {
-        failure.into_fault(self.connections.server())
     }
 
     async fn acquire(
@@ -177,7 +134,7 @@ impl Node {
         within: Duration,
     ) -> Result<Reply, Failure> {
         let until = Instant::now() + within;
-        let connection = self.connections.get(until).await.map_err(Failure::Fault)?;
+        let connection = self.way(until, within).await?;
         let way = Arc::clone(&connection);
         let [used, reserved] = self.to_give_back(claim);
         let value = Argument::Text(&claim.value);
@@ -209,11 +166,13 @@ impl Backend for Node {
         Arc::clone(self.connections.server())
     }
 
-    fn connect(&self, within: Duration) -> Answer<'_, ()> {
+    fn connect<'a>(&'a self, driver: &'a Handle, within: Duration) -> Answer<'a, ()> {
         Box::pin(async move {
             let until = Instant::now() + within;
-            let connection = self.connections.get(until).await?;
+            let connections = Arc::clone(&self.connections);
+            connections.connect(driver, within).await?;
             if !self.is_checked.load(Ordering::Relaxed) {
+                let connection = self.connections.get(until).await?;
                 let checked = rights::check(&connection, &self.probe, until).await;
                 checked.map_err(|failure| self.fault(failure))?;
                 self.is_checked.store(true, Ordering::Relaxed);
@@ -331,7 +290,7 @@ impl Backend for Node {
             let keys = key.with_queue();
             let arguments = [floor(), FENCE_TTL];
             let reply = self
-                .call(&script::FORCE_RELEASE, &keys, &arguments, within)
+                .call_once(&script::FORCE_RELEASE, &keys, &arguments, within)
                 .await
                 .map_err(|failure| self.fault(failure))?;
             Ok(reply.number()? > 0)

@@ -12,7 +12,7 @@ use crate::backend::{Fences, Grant, Signals};
 use crate::lease::clock::Moment;
 
 /// Hears one connection's pushes. redis-rs drops it together with the task that drives the
-/// connection, so its end also tells that the runtime is gone.
+/// connection.
 pub(crate) struct Watcher {
     pub(crate) health: Arc<Health>,
     pub(crate) signals: Arc<dyn Signals>,
@@ -44,20 +44,31 @@ impl Watcher {
                     if let Value::BulkString(key) = key
                         && let Ok(key) = std::str::from_utf8(key)
                     {
-                        self.signals.changed(Some(key), Some(self.runtime));
+                        self.signals.changed(Some(key), self.concerned());
                     }
                 }
             }
             // FLUSHALL, or the server forgot what it tracked.
-            _ => self.signals.changed(None, Some(self.runtime)),
+            _ => self.signals.changed(None, self.concerned()),
         }
+    }
+
+    /// Whose leases are tracked over the connection: any, once it was lent.
+    fn concerned(&self) -> Option<runtime::Id> {
+        (!self.health.is_lent()).then_some(self.runtime)
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.health.note_ended();
-        self.signals.deaf(self.runtime);
+        self.health.note_broken();
+        // Nothing was read over one that could not be opened.
+        if self.health.is_used() {
+            self.signals.deaf(self.runtime);
+        }
+        if self.health.is_lent() {
+            self.signals.changed(None, None);
+        }
     }
 }
 

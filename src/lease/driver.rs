@@ -126,6 +126,11 @@ impl Driver {
         })
     }
 
+    /// The thread's runtime.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.handle
+    }
+
     /// Runs a future on the thread.
     pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         self.handle.spawn(future);

@@ -1,9 +1,9 @@
-//! A TCP proxy that understands what passes through it: it can drop pushes, refuse RESP3, and
-//! hold up the requests of one connection.
+//! A TCP proxy that understands what passes through it: it can drop pushes, answer requests in the
+//! server's place, and hold up the requests of one connection.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -20,7 +20,8 @@ pub struct PushProxy {
 #[derive(Default)]
 struct State {
     swallows_pushes: AtomicBool,
-    refuses_hello: AtomicBool,
+    /// Commands that do not reach the server, and what is answered instead.
+    answers: Mutex<HashMap<&'static str, &'static str>>,
     stopped: AtomicBool,
     /// Connections, in the order in which they were opened, whose requests wait.
     held: Mutex<HashSet<usize>>,
@@ -54,7 +55,19 @@ impl PushProxy {
 
     /// From now on it is as if the server were older than RESP3.
     pub fn refuse_hello(&self) {
-        self.state.refuses_hello.store(true, Ordering::SeqCst);
+        self.answer("HELLO", "ERR unknown command 'HELLO'");
+    }
+
+    /// From now on a command is answered with an error, or, if that is empty, by hanging up.
+    pub fn answer(&self, command: &'static str, error: &'static str) {
+        let mut answers = self.state.answers.lock().expect("no panic");
+        answers.insert(command, error);
+    }
+
+    /// From now on a command reaches the server again.
+    pub fn let_pass(&self, command: &str) {
+        let mut answers = self.state.answers.lock().expect("no panic");
+        answers.remove(command);
     }
 
     /// Holds up the requests of a connection, by its number.
@@ -127,11 +140,18 @@ impl State {
             }
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
-        let says_hello = frame.windows(7).any(|window| window == b"HELLO\r\n");
-        if says_hello && self.refuses_hello.load(Ordering::SeqCst) {
-            return from.write_all(b"-ERR unknown command 'HELLO'\r\n").is_ok();
+        match self.answer_to(frame) {
+            None => to.write_all(frame).is_ok(),
+            Some("") => false,
+            Some(error) => from.write_all(format!("-{error}\r\n").as_bytes()).is_ok(),
         }
-        to.write_all(frame).is_ok()
+    }
+
+    fn answer_to(&self, frame: &[u8]) -> Option<&'static str> {
+        let command = frame.split(|&byte| byte == b'\n').nth(2)?;
+        let command = std::str::from_utf8(command).ok()?.trim_end();
+        let answers = self.answers.lock().expect("no panic");
+        answers.get(command).copied()
     }
 }
 

@@ -62,7 +62,7 @@ impl Node {
                 Ok(Beat::Waiting(Standing {
                     first: first == 1,
                     ttl: remaining(ttl),
-                    pushes: self.connections.hears_pushes(),
+                    pushes: self.connections.hears_pushes(&connection),
                 }))
             }
             [3, _] => Err(reply.no_counter(claim)),

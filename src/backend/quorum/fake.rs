@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::backend::faulty::Nobody;
@@ -153,7 +154,7 @@ impl Backend for Fake {
         "fake".into()
     }
 
-    fn connect(&self, within: Duration) -> Answer<'_, ()> {
+    fn connect<'a>(&'a self, _driver: &'a Handle, within: Duration) -> Answer<'a, ()> {
         Box::pin(self.pass("connect", within, async { Ok(()) }))
     }
 

@@ -42,6 +42,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
@@ -170,11 +171,15 @@ impl Quorum {
         })
     }
 
-    async fn connect(&self, within: Duration) -> Result<(), Fault> {
+    /// A server from which only one of the two connections can be had counts as failed.
+    async fn connect(&self, driver: &Handle, within: Duration) -> Result<(), Fault> {
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
-            let seat = Arc::clone(seat);
-            round.ask(member, async move { seat.member.connect(within).await });
+            let (seat, driver) = (Arc::clone(seat), driver.clone());
+            round.ask(
+                member,
+                async move { seat.member.connect(&driver, within).await },
+            );
         }
         let mut connected = 0;
         let mut faults = Vec::new();
@@ -263,8 +268,8 @@ impl Backend for Quorum {
         Arc::clone(&self.name)
     }
 
-    fn connect(&self, within: Duration) -> Answer<'_, ()> {
-        Box::pin(self.connect(within))
+    fn connect<'a>(&'a self, driver: &'a Handle, within: Duration) -> Answer<'a, ()> {
+        Box::pin(self.connect(driver, within))
     }
 
     fn acquire<'a>(

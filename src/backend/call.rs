@@ -1,0 +1,105 @@
+//! Calls of scripts on one server, and the connections that they take.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::backend::connection::{Connection, Failure};
+use crate::backend::node::Node;
+use crate::backend::reply::Reply;
+use crate::backend::script::{self, Script};
+use crate::fault::Fault;
+
+/// This runtime's connection, that of another, and a new one.
+const TRIES: u32 = 3;
+
+impl Node {
+    /// Calls a script that may run twice. A server closes connections that are idle, which may
+    /// show only now: then the call goes over another one (P13).
+    pub(super) async fn call(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &script::Arguments<'_>,
+        within: Duration,
+    ) -> Result<Reply, Failure> {
+        let until = Instant::now() + within;
+        let mut tries = TRIES;
+        loop {
+            tries -= 1;
+            let connection = self.way(until, within).await?;
+            let way = Arc::clone(&connection);
+            let reply = self.call_over(connection, script, keys, arguments, until);
+            match reply.await {
+                Err(Failure::Fault(_)) if tries > 0 && way.is_broken() => {}
+                reply => return reply,
+            }
+        }
+    }
+
+    /// Calls a script that must not run twice, over a connection that was just seen to work: an
+    /// answer that is lost with a connection leaves open whether the script ran.
+    pub(super) async fn call_once(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &script::Arguments<'_>,
+        within: Duration,
+    ) -> Result<Reply, Failure> {
+        let until = Instant::now() + within;
+        let mut connection = self.way(until, within).await?;
+        for _ in 1..TRIES {
+            if connection.ping(until).await.is_ok() || !connection.is_broken() {
+                break;
+            }
+            connection = self.way(until, within).await?;
+        }
+        self.call_over(connection, script, keys, arguments, until)
+            .await
+    }
+
+    /// A connection for a request that has to arrive: not necessarily this runtime's.
+    pub(super) async fn way(
+        &self,
+        until: Instant,
+        within: Duration,
+    ) -> Result<Arc<Connection>, Failure> {
+        let way = self.connections.get_or_borrow(until, within).await;
+        way.map_err(Failure::Fault)
+    }
+
+    pub(super) async fn call_over(
+        &self,
+        connection: Arc<Connection>,
+        script: &Script,
+        keys: &[&str],
+        arguments: &script::Arguments<'_>,
+        until: Instant,
+    ) -> Result<Reply, Failure> {
+        // P3: the lease counts from here, before the connection has the request.
+        let sent = self.clock.now();
+        let by_digest = script.by_digest(keys, arguments);
+        let value = match connection.send(&by_digest, until).await {
+            Err(Failure::NoScript) => {
+                connection
+                    .send(&script.in_full(keys, arguments), until)
+                    .await?
+            }
+            other => other?,
+        };
+        let sent = match cfg!(redlease_mutation = "deadline_from_reply") {
+            true => self.clock.now(),
+            false => sent,
+        };
+        Ok(Reply {
+            connection,
+            sent,
+            value,
+        })
+    }
+
+    pub(super) fn fault(&self, failure: Failure) -> Fault {
+        failure.into_fault(self.connections.server())
+    }
+}

@@ -1,0 +1,435 @@
+//! The connections to one server, one for each runtime: shared, lent and replaced.
+//!
+//! A multiplexed connection is driven by a task on the runtime that opened it, so every runtime
+//! gets one of its own: the caller's, and the driver thread's. A connection is replaced when it
+//! breaks, when the server says that it is no longer a master, and when requests keep timing out.
+//! Requests that are under way on the old one may still be answered.
+//!
+//! # Invariants
+//!
+//! * **C1** A connection is opened by a task of its runtime, never inside a caller's future: a
+//!   future that nobody polls keeps nobody waiting, and a caller that gives up ends no opening.
+//! * **C2** One opening is under way for each runtime, unless it takes longer than a caller has:
+//!   then another takes its place.
+//! * **C3** Openings that follow each other closely are spaced out, whatever ends the connections:
+//!   see [`Pace`]. The first after a time of calm is never delayed.
+//! * **C4** What belongs to a runtime ends with it, whether or not a connection was opened.
+//! * **C5** A connection that was lent to another runtime reports changes to everybody.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{Client, RedisError};
+use tokio::runtime::{self, Handle};
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::backend::Signals;
+use crate::backend::connection::{Connection, no_answer};
+use crate::backend::opening::Opener;
+use crate::backoff::Backoff;
+use crate::fault::Fault;
+
+/// How long waiters do without pushes after one did not come.
+const DOUBT: Duration = Duration::from_secs(10);
+/// An opening gets at least this long before an impatient caller begins another.
+const SLOW_OPENING: Duration = Duration::from_millis(250);
+/// A provisional connection is used this long before another attempt to open a full one.
+const IN_DOUBT: Duration = Duration::from_secs(60);
+const FIRST_REST: Duration = Duration::from_millis(10);
+const LONGEST_REST: Duration = Duration::from_millis(500);
+/// A caller in a hurry, such as a renewal of a lease that ends soon, waits no longer than this.
+const REST_IN_A_HURRY: Duration = Duration::from_millis(50);
+/// After this long without an opening, the next one is the first again.
+const CALM: Duration = Duration::from_secs(1);
+
+/// The connections to one server, one for each runtime.
+pub(crate) struct Connections {
+    opener: Arc<Opener>,
+    /// A push did not come: until when waiters do without.
+    deaf_until: Mutex<Option<Instant>>,
+    slots: Arc<Slots>,
+}
+
+type Slots = Mutex<HashMap<runtime::Id, Arc<Slot>>>;
+
+impl Connections {
+    /// `limit` is how long an opening may take.
+    pub(crate) fn new(
+        client: &Client,
+        signals: Arc<dyn Signals>,
+        limit: Duration,
+    ) -> Result<Self, RedisError> {
+        Ok(Self {
+            opener: Arc::new(Opener::new(client, signals, limit)?),
+            deaf_until: Mutex::default(),
+            slots: Arc::default(),
+        })
+    }
+
+    pub(crate) fn server(&self) -> &Arc<str> {
+        self.opener.server()
+    }
+
+    /// The present runtime's connection, opened if there is none that works.
+    pub(crate) async fn get(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
+        let patience = until.saturating_duration_since(Instant::now());
+        self.get_own(until, patience, true).await
+    }
+
+    /// `patience` is all the time that the request had, whatever is left of it: who has waited for
+    /// long is in no greater hurry (C3).
+    async fn get_own(
+        &self,
+        until: Instant,
+        patience: Duration,
+        rests: bool,
+    ) -> Result<Arc<Connection>, Fault> {
+        let slot = self.slot();
+        loop {
+            let mut opening = match slot.find(&self.opener, patience) {
+                Found::Connection(connection) => return Ok(connection),
+                Found::Opening(opening) => opening,
+                Found::Rest(over, fault) => {
+                    if !rests || fault.permanent || over >= until {
+                        return Err(fault);
+                    }
+                    sleep_until(over).await;
+                    continue;
+                }
+            };
+            return match timeout_at(until, opening.wait_for(Option::is_some)).await {
+                Ok(Ok(outcome)) => match &*outcome {
+                    Some(outcome) => outcome.clone(),
+                    None => continue,
+                },
+                // Another took its place, or its runtime is about to end.
+                Ok(Err(_)) => continue,
+                Err(_) => Err(no_answer(self.server(), "no connection in time")),
+            };
+        }
+    }
+
+    /// Makes sure that the present runtime has a connection, that the driver's has one, and that
+    /// the server answers over both.
+    pub(crate) async fn connect(
+        self: Arc<Self>,
+        driver: &Handle,
+        within: Duration,
+    ) -> Result<(), Fault> {
+        let until = Instant::now() + within;
+        self.prove(until).await?;
+        let connections = Arc::clone(&self);
+        let there = driver.spawn(async move { connections.prove(until).await });
+        // The driver's thread cannot end before the locker does.
+        let there = there.await;
+        there.unwrap_or_else(|_| Err(no_answer(self.server(), "no background thread")))
+    }
+
+    async fn prove(&self, until: Instant) -> Result<(), Fault> {
+        self.get(until).await?.ping(until).await
+    }
+
+    /// The present runtime's connection or, if that cannot be opened or does not answer, one of
+    /// another runtime: for requests that have to arrive, and had `patience` from the beginning.
+    pub(crate) async fn get_or_borrow(
+        &self,
+        until: Instant,
+        patience: Duration,
+    ) -> Result<Arc<Connection>, Fault> {
+        let own = self.slot().usable();
+        if let Some(own) = own.filter(|own| !own.health.is_silent()) {
+            return Ok(own);
+        }
+        if self.lender().is_none() {
+            return self.get_own(until, patience, true).await;
+        }
+        let now = Instant::now();
+        let own = self.get_own(now + (until - now) / 2, patience, false);
+        let own = own.await;
+        let works = own.as_ref().is_ok_and(|own| !own.health.is_silent());
+        match self.lender() {
+            Some(lender) if !works => {
+                if let Ok(own) = own {
+                    own.probe(self.opener.limit);
+                }
+                lender.health.note_lent();
+                Ok(lender)
+            }
+            _ => own,
+        }
+    }
+
+    /// The connection of another runtime that answered last.
+    fn lender(&self) -> Option<Arc<Connection>> {
+        let here = Handle::current().id();
+        let slots = self.slots.lock();
+        let others = slots.iter().filter(|(runtime, _)| **runtime != here);
+        others
+            .filter_map(|(_, slot)| slot.usable())
+            .filter(|connection| !connection.health.is_silent())
+            .max_by_key(|connection| connection.health.last_answer())
+    }
+
+    fn slot(&self) -> Arc<Slot> {
+        let id = Handle::current().id();
+        let slot = {
+            let mut slots = self.slots.lock();
+            if let Some(slot) = slots.get(&id) {
+                return Arc::clone(slot);
+            }
+            Arc::clone(slots.entry(id).or_default())
+        };
+        // Not under the lock: a runtime that is ending drops the task on the spot.
+        let residence = Residence {
+            slots: Arc::downgrade(&self.slots),
+            id,
+        };
+        let task = tokio::spawn(async move {
+            let _residence = residence;
+            pending::<()>().await;
+        });
+        let _ = slot.residence.set(task.abort_handle());
+        slot
+    }
+
+    /// Whether pushes over a connection can be counted on for speed. They never are for
+    /// correctness (P11).
+    pub(crate) fn hears_pushes(&self, connection: &Connection) -> bool {
+        let deaf_until = *self.deaf_until.lock();
+        connection.hears_pushes && deaf_until.is_none_or(|until| until <= Instant::now())
+    }
+
+    /// A push did not come: does without for a while. It may have been lost with a connection, or
+    /// never be sent.
+    pub(crate) fn note_missed_push(&self) {
+        *self.deaf_until.lock() = Some(Instant::now() + DOUBT);
+        self.opener.say_deaf("a grant was not told");
+    }
+}
+
+/// Lives in a task of a runtime, and ends with it (C4).
+struct Residence {
+    slots: Weak<Slots>,
+    id: runtime::Id,
+}
+
+impl Drop for Residence {
+    fn drop(&mut self) {
+        if let Some(slots) = self.slots.upgrade() {
+            let slot = slots.lock().remove(&self.id);
+            drop(slot);
+        }
+    }
+}
+
+/// One runtime's place for a connection.
+#[derive(Default)]
+struct Slot {
+    state: Mutex<State>,
+    /// The task that marks the end of the runtime.
+    residence: OnceLock<AbortHandle>,
+}
+
+#[derive(Default)]
+struct State {
+    current: Option<Arc<Connection>>,
+    opening: Option<Opening>,
+    pace: Pace,
+}
+
+type Outcome = Option<Result<Arc<Connection>, Fault>>;
+
+/// An opening, which may have ended.
+struct Opening {
+    began: Instant,
+    outcome: watch::Receiver<Outcome>,
+    task: AbortHandle,
+}
+
+enum Found {
+    Connection(Arc<Connection>),
+    Opening(watch::Receiver<Outcome>),
+    /// It is too early for another opening: until when, and why one is needed.
+    Rest(Instant, Fault),
+}
+
+impl Slot {
+    fn usable(&self) -> Option<Arc<Connection>> {
+        self.state.lock().usable()
+    }
+
+    /// What a caller has to do that needs a connection.
+    fn find(self: &Arc<Self>, opener: &Arc<Opener>, patience: Duration) -> Found {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let usable = state.usable();
+        if let Some(connection) = &usable
+            && !(connection.is_provisional && state.pace.was_calm_for(now, IN_DOUBT))
+        {
+            return Found::Connection(Arc::clone(connection));
+        }
+        if let Some(opening) = state.opening.as_ref().filter(|o| o.is_under_way())
+            && (usable.is_some() || now - opening.began <= patience.max(SLOW_OPENING))
+        {
+            let outcome = opening.outcome.clone();
+            return usable.map_or(Found::Opening(outcome), Found::Connection);
+        }
+        if let Some(over) = state.pace.rests_until(now, patience) {
+            let fault = || state.last_fault(opener.server());
+            return usable.map_or_else(|| Found::Rest(over, fault()), Found::Connection);
+        }
+        let outcome = self.begin(&mut state, opener, now);
+        usable.map_or(Found::Opening(outcome), Found::Connection)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        state: &mut State,
+        opener: &Arc<Opener>,
+        now: Instant,
+    ) -> watch::Receiver<Outcome> {
+        state.pace.begin(now);
+        let (sender, outcome) = watch::channel(None);
+        let (slot, opener) = (Arc::clone(self), Arc::clone(opener));
+        let task = tokio::spawn(async move {
+            let outcome = opener.open().await.map(Arc::new);
+            if let Ok(connection) = &outcome {
+                connection.health.note_used();
+                slot.state.lock().current = Some(Arc::clone(connection));
+            }
+            let _ = sender.send(Some(outcome));
+        });
+        let opening = Opening {
+            began: now,
+            outcome: outcome.clone(),
+            task: task.abort_handle(),
+        };
+        if let Some(old) = state.opening.replace(opening) {
+            old.task.abort();
+        }
+        outcome
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(task) = self.residence.get() {
+            task.abort();
+        }
+    }
+}
+
+impl State {
+    fn usable(&self) -> Option<Arc<Connection>> {
+        self.current.as_ref().filter(|c| !c.is_broken()).cloned()
+    }
+
+    /// Why there is no connection.
+    fn last_fault(&self, server: &Arc<str>) -> Fault {
+        let opening = self
+            .opening
+            .as_ref()
+            .map(|opening| opening.outcome.borrow());
+        if let Some(Some(Err(fault))) = opening.as_deref() {
+            return fault.clone();
+        }
+        let end = self.current.as_ref().and_then(|c| c.end.get().cloned());
+        end.unwrap_or_else(|| no_answer(server, "connections do not last"))
+    }
+}
+
+impl Opening {
+    fn is_under_way(&self) -> bool {
+        // Without a sender, its task has ended.
+        self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
+    }
+}
+
+/// How close openings follow each other (C3).
+///
+/// A server may end connections in many ways: hang up, refuse requests as a replica, or break them
+/// off as soon as there is much to say. What they have in common is that the next opening comes
+/// soon. So rests are counted from one opening to the next, and grow while the openings are closer
+/// than [`CALM`]; what a connection did in between does not matter.
+#[derive(Default)]
+struct Pace {
+    rests: Option<Backoff>,
+    last: Option<Instant>,
+    rest: Duration,
+}
+
+impl Pace {
+    /// Until when a caller that has `patience` may not open a connection, if not now.
+    fn rests_until(&self, now: Instant, patience: Duration) -> Option<Instant> {
+        let rest = self.rest.min(REST_IN_A_HURRY.max(patience / 2));
+        let over = self.last? + rest;
+        (now < over).then_some(over)
+    }
+
+    fn was_calm_for(&self, now: Instant, time: Duration) -> bool {
+        self.last.is_none_or(|last| now >= last + time)
+    }
+
+    fn begin(&mut self, now: Instant) {
+        if self.was_calm_for(now, CALM) {
+            self.rests = None;
+        }
+        let rests = self
+            .rests
+            .get_or_insert_with(|| Backoff::new(FIRST_REST, LONGEST_REST));
+        self.rest = rests.next();
+        self.last = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// How many openings a caller gets in `time` that asks again and again.
+    fn openings(pace: &mut Pace, time: Duration, patience: Duration) -> usize {
+        let begin = Instant::now();
+        let step = Duration::from_millis(1);
+        let steps = u32::try_from(time.as_millis()).expect("a short time");
+        let moments = (0..steps).map(|number| begin + step * number);
+        let moments = moments.filter(|&now| {
+            let allows = pace.rests_until(now, patience).is_none();
+            if allows {
+                pace.begin(now);
+            }
+            allows
+        });
+        moments.count()
+    }
+
+    #[test]
+    fn openings_that_follow_each_other_are_spaced_out() {
+        let count = openings(&mut Pace::default(), 10 * SECOND, SECOND);
+        assert!((15..50).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn a_caller_in_a_hurry_waits_less() {
+        let hurry = Duration::from_millis(20);
+        let count = openings(&mut Pace::default(), 10 * SECOND, hurry);
+        assert!((150..210).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn after_a_time_of_calm_the_first_opening_and_the_one_behind_it_come_at_once() {
+        let mut pace = Pace::default();
+        openings(&mut pace, 10 * SECOND, SECOND);
+        let now = Instant::now() + 20 * SECOND;
+        assert_eq!(pace.rests_until(now, SECOND), None);
+        pace.begin(now);
+        let over = pace.rests_until(now, SECOND).expect("a rest");
+        assert!(over <= now + FIRST_REST * 3 / 2);
+    }
+}

@@ -1,0 +1,314 @@
+//! Opening a connection: the protocol, the user, tracking and the subscription.
+//!
+//! # Protocol
+//!
+//! 1. RESP3 is tried first, unless the client asks for RESP2. The server knows it by `HELLO`.
+//! 2. A server that answers `HELLO` with an error is taken for one that does not speak RESP3,
+//!    unless the error is about the user or about a state that passes; so is one that hangs up.
+//!    It is tried with RESP2 on a new connection. If that fails as well, it was not the protocol.
+//! 3. Servers and proxies put it in many words that they do not know `HELLO`. Where the words are
+//!    those that are known, the refusal is remembered for [`REMEMBERED`]. Where they are not, the
+//!    refusal may have been a passing fault: the next opening tries RESP3 again, and the
+//!    connection is provisional.
+//! 4. With RESP2, nothing is sent but what the user asks for (`AUTH`, `SELECT`) and `PING`:
+//!    proxies hang up on commands that they do not know.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ProtocolVersion, RedisConnectionInfo,
+    RedisError, Value,
+};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::backend::Signals;
+use crate::backend::connection::{Connection, Failure, no_answer};
+use crate::backend::health::Health;
+use crate::backend::push::Watcher;
+use crate::backend::verdict::{Refusal, Verdict, declines, wants_no_user_name};
+use crate::events::emit;
+use crate::fault::{Cause, Fault};
+
+/// More requests than this may wait for their turn to be written without waiting for room.
+const QUEUED_REQUESTS: usize = 4096;
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A server that does not know RESP3 can be replaced by one that does.
+const REMEMBERED: Duration = Duration::from_secs(60 * 60);
+
+/// Opens connections to one server.
+pub(super) struct Opener {
+    client: Client,
+    server: Arc<str>,
+    signals: Arc<dyn Signals>,
+    /// How long an opening may take.
+    pub(super) limit: Duration,
+    /// Until when the server is known to not speak RESP3.
+    resp2_until: Mutex<Option<Instant>>,
+    /// Something on the way swallows pushes, even those that answer a request.
+    swallowed: AtomicBool,
+    opened: AtomicU64,
+    said_deaf: AtomicBool,
+}
+
+impl Opener {
+    pub(super) fn new(
+        client: &Client,
+        signals: Arc<dyn Signals>,
+        limit: Duration,
+    ) -> Result<Self, RedisError> {
+        let info = client.get_connection_info();
+        let settings = info
+            .tcp_settings()
+            .clone()
+            .set_nodelay(true)
+            .set_keepalive(redis::io::tcp::socket2::TcpKeepalive::new().with_time(KEEP_ALIVE));
+        let info = info.clone().set_tcp_settings(settings);
+        Ok(Self {
+            server: address(info.addr()).into(),
+            client: Client::open(info)?,
+            signals,
+            limit,
+            resp2_until: Mutex::default(),
+            swallowed: AtomicBool::new(false),
+            opened: AtomicU64::new(0),
+            said_deaf: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn server(&self) -> &Arc<str> {
+        &self.server
+    }
+
+    /// Opens a connection that is driven by the present runtime.
+    pub(super) async fn open(&self) -> Result<Connection, Fault> {
+        let until = Instant::now() + self.limit;
+        if self.settings().protocol() == ProtocolVersion::RESP2 {
+            let connection = self.open_resp2(until).await?;
+            self.say_deaf("RESP2 was asked for");
+            return Ok(connection);
+        }
+        let mut refusal = None;
+        if self.may_speak_resp3() {
+            match self.open_resp3(until).await? {
+                Ok(connection) => return Ok(connection),
+                Err(refused) => refusal = Some(refused),
+            }
+        }
+        let mut connection = self.open_resp2(until).await?;
+        match refusal {
+            Some(Refusal::Known) => {
+                *self.resp2_until.lock() = Some(Instant::now() + REMEMBERED);
+            }
+            Some(Refusal::Other) => connection.is_provisional = true,
+            None => {}
+        }
+        self.say_deaf("the server does not speak RESP3");
+        Ok(connection)
+    }
+
+    fn may_speak_resp3(&self) -> bool {
+        let until = *self.resp2_until.lock();
+        until.is_none_or(|until| until <= Instant::now())
+    }
+
+    async fn open_resp3(&self, until: Instant) -> Result<Result<Connection, Refusal>, Fault> {
+        loop {
+            let settings = self.settings().clone();
+            let mut connection = match self.connect(settings, until).await? {
+                Ok(connection) => connection,
+                Err(error) => {
+                    let refusal = Refusal::of_resp3(&error);
+                    return refusal.map(Err).ok_or_else(|| self.fault(error));
+                }
+            };
+            let is_tracked = self.track(&connection, until).await?;
+            if self.swallowed.load(Ordering::Relaxed) {
+                return Ok(Ok(connection));
+            }
+            match self.subscribe(&connection, until).await? {
+                Subscription::Swallowed => {
+                    self.swallowed.store(true, Ordering::Relaxed);
+                    self.say_deaf("something on the way swallows them");
+                }
+                confirmed_or_refused => {
+                    let is_subscribed = confirmed_or_refused == Subscription::Confirmed;
+                    connection.hears_pushes = is_tracked && is_subscribed;
+                    return Ok(Ok(connection));
+                }
+            }
+        }
+    }
+
+    async fn open_resp2(&self, until: Instant) -> Result<Connection, Fault> {
+        // redis-rs would not tell what is answered to `AUTH`.
+        let settings = RedisConnectionInfo::default()
+            .set_protocol(ProtocolVersion::RESP2)
+            .set_skip_set_lib_name();
+        let connection = self.connect(settings, until).await?;
+        let connection = connection.map_err(|error| self.fault(error))?;
+        let ask = async |command: &mut Cmd| {
+            let reply = connection.send(command, until).await;
+            reply.map_err(|failure| failure.into_fault(&self.server))
+        };
+        let wanted = self.settings();
+        if let Some(password) = wanted.password() {
+            let by_password = &mut redis::cmd("AUTH");
+            by_password.arg(password);
+            let reply = match wanted.username() {
+                Some(name) => ask(redis::cmd("AUTH").arg(name).arg(password)).await,
+                None => ask(by_password).await,
+            };
+            match reply {
+                // Redis before version 6 knows no users.
+                Err(fault) if wants_no_user_name(&fault) => ask(by_password).await?,
+                reply => reply?,
+            };
+        }
+        if wanted.db() != 0 {
+            ask(redis::cmd("SELECT").arg(wanted.db())).await?;
+        }
+        connection.ping(until).await?;
+        Ok(connection)
+    }
+
+    /// Connects and has redis-rs do its part. The inner error is of use to decide what to try next.
+    async fn connect(
+        &self,
+        settings: RedisConnectionInfo,
+        until: Instant,
+    ) -> Result<Result<Connection, RedisError>, Fault> {
+        let health = Arc::new(Health::default());
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(QUEUED_REQUESTS);
+        if settings.protocol() != ProtocolVersion::RESP2 {
+            config = config.set_push_sender(Watcher {
+                health: Arc::clone(&health),
+                signals: Arc::clone(&self.signals),
+                runtime: Handle::current().id(),
+            });
+        }
+        let info = self.client.get_connection_info().clone();
+        let info = info.set_redis_settings(settings);
+        let opening = async {
+            Client::open(info)?
+                .get_multiplexed_async_connection_with_config(&config)
+                .await
+        };
+        match timeout_at(until, opening).await {
+            Ok(Ok(stream)) => Ok(Ok(Connection {
+                stream,
+                health,
+                runtime: Handle::current(),
+                server: Arc::clone(&self.server),
+                number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
+                channel: format!("redlease:{}", Uuid::new_v4()),
+                hears_pushes: false,
+                is_provisional: false,
+                end: OnceLock::new(),
+            })),
+            Ok(Err(error)) => Ok(Err(error)),
+            Err(_) => Err(no_answer(&self.server, "no connection in time")),
+        }
+    }
+
+    /// Asks the server to tell when a key changes that was read over the connection.
+    async fn track(&self, connection: &Connection, until: Instant) -> Result<bool, Fault> {
+        let mut command = redis::cmd("CLIENT");
+        command.arg("TRACKING").arg("ON").arg("NOLOOP");
+        match connection.send(&command, until).await {
+            Ok(_) => Ok(true),
+            Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
+            Err(_) => {
+                self.say_deaf("the server does not track keys for clients");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Subscribes to the channel on which grants reach this connection.
+    ///
+    /// The confirmation is a push, and redis-rs takes the next reply for it if it does not come.
+    /// So this is done before anybody else uses the connection, with a reply of another kind
+    /// behind it that shows whether it came: that of `HELLO`, which needs no right of the user's
+    /// and was answered before.
+    async fn subscribe(
+        &self,
+        connection: &Connection,
+        until: Instant,
+    ) -> Result<Subscription, Fault> {
+        let mut command = redis::cmd("SUBSCRIBE");
+        command.arg(&connection.channel);
+        let mut hello = redis::cmd("HELLO");
+        hello.arg("3");
+        let behind = async {
+            let _ = connection.send(&hello, until).await;
+            std::future::pending().await
+        };
+        let reply = tokio::select! {
+            biased;
+            reply = connection.send(&command, until) => reply,
+            () = behind => unreachable!("it is pending"),
+        };
+        match reply {
+            Ok(Value::Push { .. }) => Ok(Subscription::Confirmed),
+            Ok(_) => Ok(Subscription::Swallowed),
+            Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
+            Err(_) => {
+                self.say_deaf("the server does not let us subscribe");
+                Ok(Subscription::Refused)
+            }
+        }
+    }
+
+    /// Says once that waiters and holders fall back to heartbeats alone.
+    pub(super) fn say_deaf(&self, why: &'static str) {
+        if !self.said_deaf.swap(true, Ordering::Relaxed) {
+            let server = Arc::clone(&self.server);
+            emit(move || {
+                tracing::warn!(
+                    %server,
+                    why,
+                    "no pushes from redis: waiters and holders notice changes by heartbeats alone"
+                );
+            });
+        }
+    }
+
+    fn settings(&self) -> &RedisConnectionInfo {
+        self.client.get_connection_info().redis_settings()
+    }
+
+    fn fault(&self, error: RedisError) -> Fault {
+        Fault {
+            permanent: Verdict::on_opening(&error) == Verdict::Permanent,
+            server: Arc::clone(&self.server),
+            cause: Cause::new(error),
+        }
+    }
+}
+
+#[derive(PartialEq)]
+enum Subscription {
+    Confirmed,
+    Refused,
+    /// The confirmation was lost on the way: the connection is out of step with its replies, and
+    /// useless.
+    Swallowed,
+}
+
+fn address(address: &ConnectionAddr) -> String {
+    match address {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+            format!("{host}:{port}")
+        }
+        ConnectionAddr::Unix(path) => path.display().to_string(),
+        other => format!("{other:?}"),
+    }
+}
