@@ -51,7 +51,6 @@ impl Context {
     /// Fails all waiters, loses and releases all guards. The releases are pending afterwards.
     pub(crate) fn begin_close(&self) {
         self.engine.driver.turn_away();
-        self.engine.driver.take_over_cleanups();
         // Those who wait in Redis may not be polled in time to leave for themselves.
         if self.engine.backend.queue().is_some() {
             for claim in self.engine.wakeups.waiting() {

@@ -1,14 +1,17 @@
 //! An acquisition that is cut short leaves nothing behind (P10).
 
 mod common;
+#[path = "common/push_proxy.rs"]
+mod push_proxy;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::proxy::Proxy;
 use common::{DEADLINE, Server, eventually, eventually_blocking, unique_key};
+use push_proxy::PushProxy;
 use redlease::{Error, LockGuard, Locker};
 use tokio::time::timeout;
 
@@ -52,7 +55,8 @@ async fn locker(server: &Server, url: &str) -> Locker {
 async fn assert_nothing_left(server: &Server, locker: Locker, key: &str, times: usize) {
     let waited = locker.close(DEADLINE).await;
     assert!(waited.is_ok(), "after {times} polls: {waited:?}");
-    assert!(!server.exists(key), "P10: after {times} polls");
+    let what = format!("P10: the key goes after {times} polls");
+    eventually(&what, || !server.exists(key)).await;
 }
 
 #[tokio::test]
@@ -80,6 +84,9 @@ async fn p10_an_acquire_dropped_at_any_await_point_leaves_no_key() {
             }
         }
     }
+    // A request may have arrived when nobody looked any more.
+    let keys: Vec<String> = server.command(&["KEYS", "*"]);
+    assert!(keys.iter().all(|key| key.ends_with(":fence")), "{keys:?}");
 }
 
 #[tokio::test]
@@ -160,8 +167,8 @@ async fn p10_a_cancelled_request_that_arrives_late_leaves_no_key() {
     assert!(!server.exists(&key));
     let before = server.calls("eval") + server.calls("evalsha");
     proxy.pass();
-    eventually("the acquire and its clean-up arrive", || {
-        server.calls("eval") + server.calls("evalsha") >= before + 2
+    eventually("the acquire and both releases arrive", || {
+        server.calls("eval") + server.calls("evalsha") >= before + 3
     })
     .await;
     locker.close(DEADLINE).await.unwrap();
@@ -185,7 +192,42 @@ async fn p10_a_limited_wait_for_a_dead_line_leaves_no_key() {
     );
     proxy.pass();
     locker.close(DEADLINE).await.unwrap();
-    assert!(!server.exists(&key));
+    eventually("the key goes", || !server.exists(&key)).await;
+}
+
+/// The connection of the request dies without a word: nothing that is sent behind it arrives.
+#[tokio::test]
+async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
+    let server = Server::start();
+    let proxy = PushProxy::before(server.port);
+    let locker = locker(&server, &proxy.url()).await;
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    proxy.go_silent_behind(&key);
+    let waiting = tokio::spawn(async move { lock.lock().await.map(drop) });
+    eventually("the server has the request", || server.exists(&key)).await;
+    waiting.abort();
+    let began = Instant::now();
+    eventually("the key goes", || !server.exists(&key)).await;
+    println!("gone {:?} after the cancellation", began.elapsed());
+}
+
+#[tokio::test]
+async fn p10_an_acquire_that_times_out_on_a_dead_connection_leaves_no_key() {
+    let server = Server::start();
+    let proxy = PushProxy::before(server.port);
+    let locker = locker(&server, &proxy.url()).await;
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    proxy.go_silent_behind(&key);
+    let outcome = lock.try_lock_for(Duration::from_millis(200)).await;
+    assert!(
+        matches!(outcome, Err(Error::Unavailable { .. })),
+        "{outcome:?}"
+    );
+    let began = Instant::now();
+    eventually("the key goes", || !server.exists(&key)).await;
+    println!("gone {:?} after the limit", began.elapsed());
 }
 
 #[test]
@@ -205,6 +247,31 @@ fn p10_an_acquire_that_ends_with_its_runtime_leaves_no_key() {
     eventually_blocking("the key goes", || !server.exists(&key));
 }
 
+/// What was to go behind the request is lost with its runtime, and the request may have run after
+/// the release that was sent at once.
+#[test]
+fn p10_a_clean_up_that_ends_with_its_runtime_is_sent_again() {
+    let server = Server::start();
+    let proxy = PushProxy::before(server.port);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let locker = runtime.block_on(locker(&server, &proxy.url()));
+    let key = unique_key();
+    let lock = locker.lock(&key).ttl(TTL);
+    proxy.go_silent_behind(&key);
+    let waiting = runtime.spawn(async move { lock.lock().await.map(drop) });
+    let mut value = None;
+    eventually_blocking("the server has the request", || {
+        value = server.get(&key);
+        value.is_some()
+    });
+    waiting.abort();
+    eventually_blocking("the key goes", || !server.exists(&key));
+    // As if the request ran only now.
+    server.command::<()>(&["SET", &key, &value.unwrap()]);
+    drop(runtime);
+    eventually_blocking("the key goes again", || !server.exists(&key));
+}
+
 #[test]
 fn p10_a_cancelled_acquire_does_not_hold_up_the_end_of_a_small_runtime() {
     let server = Server::start();
@@ -213,7 +280,7 @@ fn p10_a_cancelled_acquire_does_not_hold_up_the_end_of_a_small_runtime() {
         .enable_all()
         .build()
         .unwrap();
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     runtime.block_on(async {
         let builder = Locker::builder().flush_timeout(4 * DEADLINE);
         let locker = builder.connect(server.url()).await.unwrap();

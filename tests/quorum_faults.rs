@@ -1,6 +1,8 @@
 //! A quorum of real servers, some of them dead, frozen, cut off or empty.
 
 mod common;
+#[path = "common/push_proxy.rs"]
+mod push_proxy;
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,7 @@ use redlease::{Error, Lock, Locker, LostReason, Released};
 use common::blackhole::BlackHole;
 use common::servers::Servers;
 use common::{DEADLINE, eventually, unique_key};
+use push_proxy::PushProxy;
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_millis(50);
@@ -286,4 +289,38 @@ async fn p10_a_release_reaches_a_server_that_was_frozen_meanwhile() {
         servers.with_key(lock.key()) == 0
     })
     .await;
+}
+
+/// The connection of the request dies without a word. The driver's does not.
+#[tokio::test]
+async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
+    let servers = Servers::start(3);
+    let proxy = PushProxy::before(servers.0[0].port);
+    let urls = [proxy.url(), servers.0[1].url(), servers.0[2].url()];
+    let locker = connect(urls).await;
+    cycle(&locker.lock(unique_key())).await;
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(300));
+    let key = lock.key().to_owned();
+    for server in &servers.0[1..] {
+        server.freeze();
+    }
+    proxy.go_silent_behind(&key);
+    let waiting = tokio::spawn(async move { lock.lock().await.map(drop) });
+    eventually("the first server has granted", || {
+        servers.0[0].get(&key).is_some()
+    })
+    .await;
+    waiting.abort();
+    let start = Instant::now();
+    eventually("the first server is free", || {
+        servers.0[0].get(&key).is_none()
+    })
+    .await;
+    let took = start.elapsed();
+    println!("gone {took:?} after the cancellation");
+    // Nobody waited for a time-out, which is a second at most here.
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    for server in &servers.0[1..] {
+        server.thaw();
+    }
 }

@@ -1,10 +1,12 @@
 //! What one server of a quorum is sent by one holder, in every order: no repair and no late acquire
 //! outlives the release. Servers do not depend on each other in this, so one is enough.
 //!
-//! A lease vanishes at any moment. A request is carried out at any moment after it was sent, or
+//! Somebody else may have the key at first, and gives it up at any moment; until then an acquire and
+//! a repair are refused. A lease vanishes at any moment. A request is carried out at any moment after it was sent, or
 //! never; a release that was sent behind a request that was cut short goes the same way, so it is
 //! carried out after it or not at all. Renewals answer what they found when they were carried out,
-//! at any later moment; an answer "no such key" starts a repair, if the claim has not ended.
+//! at any later moment. An answer "no such key" starts a repair, and so does the refusal of the
+//! acquire, if the claim has not ended. A server that refused all it was sent is not released.
 
 use stateright::{Checker, Model, Property};
 
@@ -16,12 +18,17 @@ struct Rules {
     no_repair_after_the_end: bool,
     /// S2: a release is sent again behind the requests that were under way.
     release_again: bool,
+    /// S3: a refusal speaks for its own request alone.
+    refusals_are_counted: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct State {
     ours: bool,
+    foreign: bool,
     ended: bool,
+    /// Requests that may have set the key, or may yet, as the client knows.
+    chances: u8,
     acquire: Request,
     repair: Request,
     renewal: Renewal,
@@ -37,6 +44,8 @@ enum Request {
     #[default]
     None,
     Sent,
+    /// Carried out in vain, which is not known yet.
+    Refused,
     Done,
 }
 
@@ -55,6 +64,9 @@ enum Action {
     Renew,
     HearOfRenewal,
     Repair,
+    HearOfRefusedAcquire,
+    HearOfRefusedRepair,
+    ForeignLeaves,
     End,
     Release,
     ReleaseBehindAcquire,
@@ -67,10 +79,13 @@ impl Model for Rules {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State {
+        let init = |foreign| State {
             acquire: Request::Sent,
+            chances: 1,
+            foreign,
             ..State::default()
-        }]
+        };
+        vec![init(false), init(true)]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -90,10 +105,21 @@ impl Model for Rules {
             Action::HearOfRenewal,
         );
         can(state.repair == Request::Sent, Action::Repair);
+        // What was under way at the end is cut short, so nobody hears.
+        can(
+            state.acquire == Request::Refused && !state.ended,
+            Action::HearOfRefusedAcquire,
+        );
+        can(
+            state.repair == Request::Refused && !state.ended,
+            Action::HearOfRefusedRepair,
+        );
+        can(state.foreign, Action::ForeignLeaves);
         can(!state.ended, Action::End);
         can(state.release == Request::Sent, Action::Release);
-        let behind =
-            |first: Request, second: Request| first == Request::Done && second == Request::Sent;
+        let behind = |first: Request, second: Request| {
+            matches!(first, Request::Done | Request::Refused) && second == Request::Sent
+        };
         can(
             behind(state.acquire, state.behind_acquire),
             Action::ReleaseBehindAcquire,
@@ -108,10 +134,7 @@ impl Model for Rules {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = *last;
         match action {
-            Action::Acquire => {
-                state.acquire = Request::Done;
-                state.ours = true;
-            }
+            Action::Acquire => state.acquire = state.set(),
             Action::SendRenewal => state.renewal = Renewal::Sent,
             Action::Renew => {
                 state.renewal = if state.ours {
@@ -122,18 +145,25 @@ impl Model for Rules {
             }
             Action::HearOfRenewal => {
                 state.renewal = Renewal::None;
-                let may_begin = !state.ended || !self.no_repair_after_the_end;
-                if may_begin && state.repair != Request::Sent {
-                    state.repair = Request::Sent;
-                }
+                self.begin_repair(&mut state);
             }
-            Action::Repair => {
+            Action::Repair => state.repair = state.set(),
+            Action::HearOfRefusedAcquire => {
+                state.acquire = Request::Done;
+                self.count_refusal(&mut state);
+                self.begin_repair(&mut state);
+            }
+            Action::HearOfRefusedRepair => {
                 state.repair = Request::Done;
-                state.ours = true;
+                self.count_refusal(&mut state);
+                self.begin_repair(&mut state);
             }
+            Action::ForeignLeaves => state.foreign = false,
             Action::End => {
                 state.ended = true;
-                state.release = Request::Sent;
+                if state.chances > 0 {
+                    state.release = Request::Sent;
+                }
                 if self.release_again && state.acquire == Request::Sent {
                     state.behind_acquire = Request::Sent;
                 }
@@ -160,17 +190,49 @@ impl Model for Rules {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![Property::always(RELEASED, |_, state: &State| {
-            // A second release that is still to come is the first that has not been carried out.
-            let waits = |second: Request| second == Request::Sent;
-            let releasing = waits(state.behind_acquire) || waits(state.behind_repair);
-            !(state.ours && state.release == Request::Done && !releasing)
+            let waits = |release: Request| release == Request::Sent;
+            let releases = [state.release, state.behind_acquire, state.behind_repair];
+            !(state.ended && state.ours && !releases.into_iter().any(waits))
         })]
+    }
+}
+
+impl State {
+    /// Sets the key, if it is nobody else's.
+    fn set(&mut self) -> Request {
+        self.ours |= !self.foreign;
+        if self.foreign {
+            Request::Refused
+        } else {
+            Request::Done
+        }
+    }
+}
+
+impl Rules {
+    fn begin_repair(&self, state: &mut State) {
+        let may_begin = !state.ended || !self.no_repair_after_the_end;
+        let is_idle = matches!(state.repair, Request::None | Request::Done);
+        // More are like these.
+        if may_begin && is_idle && state.chances < 3 {
+            state.repair = Request::Sent;
+            state.chances += 1;
+        }
+    }
+
+    fn count_refusal(&self, state: &mut State) {
+        if self.refusals_are_counted {
+            state.chances -= 1;
+        } else {
+            state.chances = 0;
+        }
     }
 }
 
 const ALL: Rules = Rules {
     no_repair_after_the_end: true,
     release_again: true,
+    refusals_are_counted: true,
 };
 
 fn is_broken(rules: Rules) -> bool {
@@ -195,6 +257,14 @@ fn p10_a_repair_that_begins_after_the_end_is_found() {
 fn p10_a_release_that_is_sent_only_once_is_found() {
     assert!(is_broken(Rules {
         release_again: false,
+        ..ALL
+    }));
+}
+
+#[test]
+fn p10_a_refusal_that_is_taken_for_an_answer_to_all_is_found() {
+    assert!(is_broken(Rules {
+        refusals_are_counted: false,
         ..ALL
     }));
 }

@@ -72,9 +72,7 @@ impl Fixture {
 
     /// Waits for what is to be done in the background.
     async fn settled(&self) {
-        let driver = &self.context.engine.driver;
-        driver.take_over_cleanups();
-        driver.pending.wait_async().await;
+        self.context.engine.driver.pending.wait_async().await;
     }
 
     async fn is_free(&self) -> bool {

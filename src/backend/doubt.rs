@@ -23,9 +23,21 @@ impl Doubts {
         }
     }
 
-    /// Ends the doubt about a claim: the ways on which its key may yet be set.
-    pub(super) fn take(&self, claim: &Claim) -> Vec<Arc<Connection>> {
-        self.0.lock().remove(&claim.value).unwrap_or_default()
+    /// Ends the doubt about a claim: the ways on which its key may yet be set, if there are any.
+    pub(super) fn take(&self, claim: &Claim) -> Option<Vec<Arc<Connection>>> {
+        self.0.lock().remove(&claim.value)
+    }
+
+    /// A request of this value was answered on a way, and so every earlier one on it has run; what
+    /// was sent on other ways stays in doubt.
+    pub(super) fn settle(&self, claim: &Claim, way: &Arc<Connection>) {
+        let mut doubts = self.0.lock();
+        if let Some(ways) = doubts.get_mut(&claim.value) {
+            ways.retain(|known| !Arc::ptr_eq(known, way));
+            if ways.is_empty() {
+                doubts.remove(&claim.value);
+            }
+        }
     }
 }
 
@@ -38,16 +50,10 @@ pub(super) struct Doubt<'a> {
 }
 
 impl Doubt<'_> {
-    /// The request was answered, and so every earlier one of this value on the same way has run;
-    /// what was sent on other ways stays in doubt.
+    /// The request was answered.
     pub(super) fn settle(mut self) {
-        let Some(way) = self.way.take() else { return };
-        let mut doubts = self.doubts.0.lock();
-        if let Some(ways) = doubts.get_mut(&self.claim.value) {
-            ways.retain(|known| !Arc::ptr_eq(known, &way));
-            if ways.is_empty() {
-                doubts.remove(&self.claim.value);
-            }
+        if let Some(way) = self.way.take() {
+            self.doubts.settle(self.claim, &way);
         }
     }
 }

@@ -11,7 +11,8 @@ use tokio::runtime::{self, Handle};
 
 use crate::backend::memory::Memory;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Grant, Kept, Queue, Renewal, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Grant, Kept, Queue, Renewal, SentBehind,
+    Signals,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -179,15 +180,13 @@ impl Backend for Faulty {
         })
     }
 
-    fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
+    fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
         if !self.state.lock().doubts.remove(&claim.value) {
-            return Vec::new();
+            return None;
         }
         let (memory, claim) = (Arc::clone(&self.memory), Arc::clone(claim));
-        vec![Cleanup {
-            runtime: Handle::current(),
-            run: Box::pin(async move { memory.release(&claim, Duration::ZERO).await }),
-        }]
+        let release = async move { memory.release(&claim, Duration::ZERO).await };
+        Some(vec![tokio::spawn(release)])
     }
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
@@ -204,7 +203,6 @@ impl Backend for Faulty {
             let trouble = self.trouble(|state| &mut state.releases);
             let call = Box::pin(async move { self.memory.release(claim, within).await });
             let lie = Some(Freed::NotOurs);
-            self.state.lock().doubts.remove(&claim.value);
             self.answer(trouble, within, lie, call).await
         })
     }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind, Signals,
 };
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
@@ -137,8 +137,8 @@ impl Backend for Memory {
         Box::pin(ready(Ok(self.try_acquire(claim, fences.count))))
     }
 
-    fn disown(&self, _claim: &Arc<Claim>) -> Vec<Cleanup> {
-        Vec::new()
+    fn disown(&self, _claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
+        None
     }
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, _within: Duration) -> Answer<'a, Renewal> {

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{self, Handle};
+use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
     Attempt, Beat, Fences, Freed, Grant, Kept, Renewal, Standing,
@@ -37,12 +38,9 @@ use crate::owner::Holder;
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
 
-/// A clean-up that must go the way that the request in doubt went.
-pub(crate) struct Cleanup {
-    /// The runtime that drives that way.
-    pub(crate) runtime: Handle,
-    pub(crate) run: Answer<'static, Freed>,
-}
+/// A release that was sent behind a request in doubt, over the same connection and on its runtime,
+/// so that it cannot overtake that request.
+pub(crate) type SentBehind = JoinHandle<Result<Freed, Fault>>;
 
 /// A store of locks. Every method does its I/O on the runtime it is called on, and takes at most
 /// about `within`.
@@ -65,9 +63,10 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
         within: Duration,
     ) -> Answer<'a, Attempt>;
 
-    /// Gives up on a claim whose acquire was cut short: the clean-ups that cannot overtake it.
-    /// None if no attempt is in doubt.
-    fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup>;
+    /// Gives up on a claim for good: sends a release behind each request that may yet set its key.
+    /// `None` if there is none; otherwise the key may be there already, so that the claim is to be
+    /// released at once as well.
+    fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>>;
 
     /// Whether an attempt that was not granted spends its value: it may have left traces, which
     /// are yet to be cleaned up under that value, so the next attempt needs another.

@@ -19,7 +19,7 @@ use crate::backend::reply::{Reply, remaining};
 use crate::backend::rights;
 use crate::backend::script::{self, Argument, Script};
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind, Signals,
 };
 use crate::fault::Fault;
 use crate::key::Key;
@@ -190,15 +190,18 @@ impl Backend for Node {
         Box::pin(self.acquire(claim, fences, within))
     }
 
-    fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
-        self.doubts
-            .take(claim)
-            .into_iter()
-            .map(|connection| Cleanup {
-                runtime: connection.runtime().clone(),
-                run: Box::pin(leave_over(connection, Arc::clone(claim))),
-            })
-            .collect()
+    fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
+        let send_behind = |way: Arc<Connection>| {
+            let runtime = way.runtime().clone();
+            runtime.spawn(leave_over(way, Arc::clone(claim)))
+        };
+        Some(
+            self.doubts
+                .take(claim)?
+                .into_iter()
+                .map(send_behind)
+                .collect(),
+        )
     }
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
@@ -228,16 +231,8 @@ impl Backend for Node {
             let reply = self
                 .give_up(&script::RELEASE, claim, floor(), &[], within)
                 .await;
-            // A request that was retried was granted, and an earlier try of it may run yet: it
-            // must find a leave behind it, too (P10). On the way that this one went it has.
-            for way in self.doubts.take(claim) {
-                let gone = reply
-                    .as_ref()
-                    .is_ok_and(|r| Arc::ptr_eq(&r.connection, &way));
-                if !gone {
-                    let runtime = way.runtime().clone();
-                    runtime.spawn(leave_over(way, Arc::clone(claim)));
-                }
+            if let Ok(reply) = &reply {
+                self.doubts.settle(claim, &reply.connection);
             }
             self.freed(reply)
         })

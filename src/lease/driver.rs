@@ -35,7 +35,7 @@ use crate::events::{emit, tell_elsewhere};
 use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::{Clock, Moment};
-use crate::lease::pending::{Cleanups, Pending};
+use crate::lease::pending::Pending;
 use crate::lease::watch::{Ear, Watch};
 use crate::lease::watchdog::{Due, Roster};
 use crate::lost::LostReason;
@@ -69,7 +69,6 @@ pub(crate) struct Driver {
     pub(crate) clock: Clock,
     pub(crate) command_timeout: Duration,
     pub(crate) pending: Pending,
-    pub(crate) cleanups: Cleanups,
     /// Fires when the locker is closed, or the thread has ended.
     pub(crate) closing: CancellationToken,
     handle: Handle,
@@ -116,7 +115,6 @@ impl Driver {
             clock,
             command_timeout,
             pending: Pending::default(),
-            cleanups: Cleanups::default(),
             closing: CancellationToken::new(),
             handle,
             vacate,
@@ -242,8 +240,7 @@ impl Driver {
     }
 
     /// Blocks until no release is pending, at most `bound`.
-    pub(crate) fn flush(self: &Arc<Self>, bound: Duration) {
-        self.take_over_cleanups();
+    pub(crate) fn flush(&self, bound: Duration) {
         if !is_background_thread() {
             self.pending.wait(bound);
         }

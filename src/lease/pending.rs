@@ -1,12 +1,9 @@
-//! What is under way in the background: releases, and clean-ups on callers' runtimes.
+//! How many releases are under way in the background.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::Notify;
-
-use crate::backend::Claim;
 
 /// How many releases are still to be confirmed.
 #[derive(Debug, Default)]
@@ -51,26 +48,5 @@ impl Pending {
             }
             notified.await;
         }
-    }
-}
-
-/// The claims that callers' runtimes are cleaning up.
-#[derive(Debug, Default)]
-pub(crate) struct Cleanups(Mutex<Vec<Arc<Claim>>>);
-
-impl Cleanups {
-    pub(crate) fn add(&self, claim: &Arc<Claim>) {
-        self.0.lock().push(Arc::clone(claim));
-    }
-
-    pub(crate) fn take_all(&self) -> Vec<Arc<Claim>> {
-        std::mem::take(&mut *self.0.lock())
-    }
-
-    /// Says whether the claim was still there.
-    pub(crate) fn remove(&self, claim: &Arc<Claim>) -> bool {
-        let mut claims = self.0.lock();
-        let place = claims.iter().position(|known| Arc::ptr_eq(known, claim));
-        place.map(|place| claims.swap_remove(place)).is_some()
     }
 }

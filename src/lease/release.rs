@@ -1,12 +1,11 @@
 //! Releases that nobody waits for: by a dropped guard, or after a cancelled acquire.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::backend::{Answer, Claim, Cleanup, Freed};
+use tokio::time::timeout;
+
+use crate::backend::{Answer, Claim, Freed, SentBehind};
 use crate::backoff::Backoff;
 use crate::events::emit;
 use crate::fault::Fault;
@@ -15,7 +14,7 @@ use crate::lease::driver::Driver;
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 /// How long a release that was answered counts as pending for the sake of what is left of it: the
-/// slowest server of a quorum.
+/// slowest server of a quorum, or what was sent behind a request in doubt.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// Counts as a pending release for as long as it lives.
@@ -75,6 +74,8 @@ impl Errand {
             let fault = match self.request().await {
                 Ok(_) => {
                     self.vacate();
+                    // A request that was retried was granted, and an earlier try of it may run yet.
+                    self.driver.send_behind(&self.claim);
                     return self.driver.backend.settle(&self.claim, LINGER).await;
                 }
                 Err(fault) => fault,
@@ -82,6 +83,7 @@ impl Errand {
             // A waiter of this process that tries now hears for itself how Redis is.
             self.vacate();
             if fault.permanent || clock.now() >= until {
+                self.driver.send_behind(&self.claim);
                 return self.give_up(&fault);
             }
             tokio::time::sleep(backoff.next()).await;
@@ -133,57 +135,45 @@ impl Driver {
         self.spawn(Errand::new(self, claim, Manner::Leave, None).run());
     }
 
-    /// Undoes an acquire that was cut short, whether or not it was carried out (P10).
+    /// Undoes an acquire that was cut short, whether or not it was carried out (P10): at once, in
+    /// case that it was, and behind its requests, in case that they will be yet. The connection of
+    /// either may be dead without anybody's knowing.
     pub(crate) fn clean_up(self: &Arc<Self>, claim: &Arc<Claim>, is_queued: bool) {
-        let cleanups = self.backend.disown(claim);
         if cfg!(redlease_mutation = "no_clean_up") {
             return;
         }
-        if cleanups.is_empty() && is_queued {
+        if self.send_behind(claim) || is_queued {
             self.leave(Arc::clone(claim));
         }
-        for Cleanup { runtime, run } in cleanups {
-            self.cleanups.add(claim);
-            runtime.spawn(CleaningUp {
-                run,
-                is_done: false,
-                driver: Arc::clone(self),
-                claim: Arc::clone(claim),
-            });
-        }
     }
 
-    /// Does what other runtimes were to clean up, which may have no chance to any more.
-    pub(crate) fn take_over_cleanups(self: &Arc<Self>) {
-        for claim in self.cleanups.take_all() {
-            self.leave(claim);
+    /// Sends a release behind each request that may yet set the key of a claim that is given up;
+    /// says whether there is any.
+    fn send_behind(self: &Arc<Self>, claim: &Arc<Claim>) -> bool {
+        let Some(sent) = self.backend.disown(claim) else {
+            return false;
+        };
+        for sent in sent {
+            let (driver, claim) = (Arc::clone(self), Arc::clone(claim));
+            self.spawn(see_through(driver, claim, sent, Token::new(self)));
         }
+        true
     }
 }
 
-/// A clean-up on the caller's runtime, over the connection that the request took. If the runtime
-/// ends first, or the connection is broken, the driver does it.
-struct CleaningUp {
-    run: Answer<'static, Freed>,
-    is_done: bool,
-    driver: Arc<Driver>,
-    claim: Arc<Claim>,
-}
-
-impl Future for CleaningUp {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let answer = std::task::ready!(self.run.as_mut().poll(context));
-        self.is_done = answer.is_ok();
-        Poll::Ready(())
-    }
-}
-
-impl Drop for CleaningUp {
-    fn drop(&mut self) {
-        if self.driver.cleanups.remove(&self.claim) && !self.is_done {
-            self.driver.leave(Arc::clone(&self.claim));
+/// Waits for a release that was sent behind a request. If it failed, because the connection is
+/// broken or its runtime has ended, the request may have run after the release that was sent at
+/// once: that is sent again.
+async fn see_through(driver: Arc<Driver>, claim: Arc<Claim>, mut sent: SentBehind, pending: Token) {
+    let answer = match timeout(LINGER, &mut sent).await {
+        Ok(answer) => answer,
+        // A connection that is dead may be waited for, but nobody waits for that.
+        Err(_) => {
+            drop(pending);
+            sent.await
         }
+    };
+    if !answer.is_ok_and(|answer| answer.is_ok()) {
+        driver.leave(claim);
     }
 }

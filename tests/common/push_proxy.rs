@@ -1,5 +1,5 @@
 //! A TCP proxy that understands what passes through it: it can drop pushes, answer requests in the
-//! server's place, and hold up the requests of one connection.
+//! server's place, hold up the requests of one connection, and let a connection go silent.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
@@ -26,6 +26,10 @@ struct State {
     /// Connections, in the order in which they were opened, whose requests wait.
     held: Mutex<HashSet<usize>>,
     waiting: AtomicUsize,
+    /// The connection that carries these bytes next goes silent behind them.
+    last_words: Mutex<Option<String>>,
+    /// Connections on which nothing passes any more, either way.
+    silent: Mutex<HashSet<usize>>,
     streams: Mutex<Vec<TcpStream>>,
 }
 
@@ -81,6 +85,13 @@ impl PushProxy {
         held.remove(&connection);
     }
 
+    /// The connection that carries the next request with `words` goes silent: the server gets that
+    /// request, but its reply and all that follows vanish, without an end of the connection.
+    pub fn go_silent_behind(&self, words: &str) {
+        let mut last_words = self.state.last_words.lock().expect("no panic");
+        *last_words = Some(words.to_owned());
+    }
+
     /// How many connections have a request that is held up.
     pub fn waiting(&self) -> usize {
         self.state.waiting.load(Ordering::SeqCst)
@@ -118,7 +129,7 @@ impl State {
             let (state, to) = (Arc::clone(&self), copy(&client));
             let replies = move |frame: &[u8]| {
                 let swallow = frame[0] == b'>' && state.swallows_pushes.load(Ordering::SeqCst);
-                swallow || (&to).write_all(frame).is_ok()
+                swallow || state.is_silent(number) || (&to).write_all(frame).is_ok()
             };
             thread::spawn(pump(upstream, client, replies));
         }
@@ -140,6 +151,15 @@ impl State {
             }
             self.waiting.fetch_sub(1, Ordering::SeqCst);
         }
+        if self.is_silent(number) {
+            return true;
+        }
+        let mut last_words = self.last_words.lock().expect("no panic");
+        if last_words.as_ref().is_some_and(|words| holds(frame, words)) {
+            *last_words = None;
+            self.silent.lock().expect("no panic").insert(number);
+        }
+        drop(last_words);
         match self.answer_to(frame) {
             None => to.write_all(frame).is_ok(),
             Some("") => false,
@@ -153,6 +173,15 @@ impl State {
         let answers = self.answers.lock().expect("no panic");
         answers.get(command).copied()
     }
+
+    fn is_silent(&self, number: usize) -> bool {
+        self.silent.lock().expect("no panic").contains(&number)
+    }
+}
+
+fn holds(frame: &[u8], words: &str) -> bool {
+    let words = words.as_bytes();
+    frame.windows(words.len()).any(|window| window == words)
 }
 
 fn copy(stream: &TcpStream) -> TcpStream {

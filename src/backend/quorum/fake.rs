@@ -13,7 +13,7 @@ use crate::backend::faulty::Nobody;
 use crate::backend::memory::Memory;
 use crate::backend::quorum::member::Member;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -171,8 +171,15 @@ impl Backend for Fake {
         Box::pin(self.pass("acquire", within, answer))
     }
 
-    fn disown(&self, _claim: &Arc<Claim>) -> Vec<Cleanup> {
-        Vec::new()
+    fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
+        let mut late = self.late.lock();
+        let in_doubt = |late: &Late| late.claim.value == claim.value && !late.is_released;
+        let mut sent = Vec::new();
+        for late in late.iter_mut().filter(|late| in_doubt(late)) {
+            late.is_released = true;
+            sent.push(tokio::spawn(async { Ok(Freed::NotOurs) }));
+        }
+        (!sent.is_empty()).then_some(sent)
     }
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
@@ -181,12 +188,7 @@ impl Backend for Fake {
     }
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
-        let answer = async move {
-            for late in &mut *self.late.lock() {
-                late.is_released |= late.claim.value == claim.value;
-            }
-            self.memory.release(claim, within).await
-        };
+        let answer = async move { self.memory.release(claim, within).await };
         Box::pin(self.pass("release", within, answer))
     }
 

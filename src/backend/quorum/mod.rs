@@ -23,7 +23,7 @@
 //! 4. **Repair**: a server without a key that answers a renewal of the majority gets it back if it
 //!    is free there, with the token: the one exception to P7. No repair follows a release: see
 //!    [`stake`].
-//! 5. **Release**: everywhere, also where no answer came.
+//! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
 //!
 //! Answers after the majority's arrive behind the scenes, on the runtime of the request: a late
 //! grant is kept, or undone if the claim has ended meanwhile.
@@ -46,7 +46,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Cleanup, Fences, Freed, Kept, Queue, Renewal,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -121,7 +121,7 @@ impl Quorum {
                 let request = seat.member.acquire(&claim, fences, within);
                 let answer = stake.create(member, seat.timed(request)).await;
                 if let Some(Ok(Attempt::Held { .. })) = answer {
-                    stake.note_refusal(member);
+                    stake.note_gone(member);
                 }
                 answer
             });
@@ -164,6 +164,7 @@ impl Quorum {
         if grants.len() + ttls.len() < self.majority {
             return Err(self.no_majority(&faults));
         }
+        self.give_back(claim, &grants, within).await;
         // So many have to become free for a majority.
         let missing = self.majority - grants.len();
         Ok(Attempt::Held {
@@ -281,7 +282,7 @@ impl Backend for Quorum {
         Box::pin(self.acquire(claim, fences, within))
     }
 
-    fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
+    fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
         self.disown(claim)
     }
 

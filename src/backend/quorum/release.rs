@@ -3,38 +3,34 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::Quorum;
 use crate::backend::quorum::round::Round;
-use crate::backend::{Claim, Cleanup, Freed};
+use crate::backend::quorum::{Grant, Quorum};
+use crate::backend::{Claim, Freed, SentBehind};
 use crate::fault::Fault;
 use crate::key::Key;
 
-/// The longest that a clean-up waits for one server.
-const CLEANUP_TIMEOUT: Duration = Duration::from_secs(1);
 impl Quorum {
-    /// Freed if a majority had the key, not ours if a majority had not.
+    /// Freed if a majority had the key, not ours if a majority had not, or it was never granted.
     pub(super) async fn release(
         &self,
         claim: &Arc<Claim>,
         within: Duration,
     ) -> Result<Freed, Fault> {
         let stake = self.stake(claim);
-        stake.end();
-        // Every server is told now: that leaves nothing to a clean-up.
-        stake.take_touched();
-        let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            round.ask(member, seat.free(claim, Arc::clone(stake), member, within));
-        }
+        stake.begin_release();
+        let was_granted = stake.fences().is_some();
         let mut freed = 0;
         let mut gone = 0;
         let mut faults = Vec::new();
-        while let Some((_, answer)) = round.next().await {
-            match answer {
-                Ok(Freed::Freed) => freed += 1,
-                Ok(Freed::NotOurs) => gone += 1,
-                Err(fault) => faults.push(fault),
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            if stake.may_be_at(member) {
+                round.ask(member, seat.free(claim, Arc::clone(stake), member, within));
+            } else {
+                gone += 1;
             }
+        }
+        loop {
             if freed >= self.majority {
                 round.finish_behind();
                 return Ok(Freed::Freed);
@@ -43,40 +39,40 @@ impl Quorum {
                 round.finish_behind();
                 return Ok(Freed::NotOurs);
             }
+            match round.next().await {
+                Some((_, Ok(Freed::Freed))) if was_granted => freed += 1,
+                Some((_, Ok(_))) => gone += 1,
+                Some((_, Err(fault))) => faults.push(fault),
+                None => return Err(self.no_majority(&faults)),
+            }
         }
-        Err(self.no_majority(&faults))
     }
 
-    /// One clean-up for all servers that may have the key, on the runtime of the acquire. At each
-    /// server it goes the way of the acquire: see S2, and `disown` of the server itself.
-    pub(super) fn disown(&self, claim: &Arc<Claim>) -> Vec<Cleanup> {
-        let Some(stake) = claim.stake.get() else {
-            return Vec::new();
-        };
+    /// Takes back what a lost race left at servers that answered, which others wait for. The rest is
+    /// left to [`disown`](Self::disown), and so is all of it if this is cut short.
+    pub(super) async fn give_back(&self, claim: &Arc<Claim>, grants: &[Grant], within: Duration) {
+        let stake = self.stake(claim);
         stake.end();
-        let touched = stake.take_touched();
-        if touched.is_empty() {
-            return Vec::new();
-        }
-        let within = CLEANUP_TIMEOUT.min(claim.ttl);
         let mut round = Round::new();
-        for member in touched {
+        for &Grant { member, .. } in grants {
             let free = self.seats[member].free(claim, Arc::clone(stake), member, within);
             round.ask(member, free);
         }
-        let run = async move {
-            let mut result = Ok(Freed::NotOurs);
-            while let Some((_, answer)) = round.next().await {
-                if answer.is_err() {
-                    result = answer;
-                }
+        while let Some((member, answer)) = round.next().await {
+            if answer.is_ok() {
+                stake.note_gone(member);
             }
-            result
-        };
-        vec![Cleanup {
-            runtime: stake.runtime().clone(),
-            run: Box::pin(run),
-        }]
+        }
+    }
+
+    /// Ends the claim, and sends a release behind each request that was cut short before. What is
+    /// cut short by this end has ended only in a moment: see S2.
+    pub(super) fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
+        let stake = claim.stake.get()?;
+        stake.end();
+        let sent = self.seats.iter().map(|seat| seat.member.disown(claim));
+        let sent: Vec<_> = sent.flatten().flatten().collect();
+        (stake.is_left() || !sent.is_empty()).then_some(sent)
     }
 
     /// True if a majority had a holder's key.

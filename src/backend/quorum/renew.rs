@@ -88,14 +88,16 @@ impl Quorum {
 
     /// Undoes what a minority may have of a claim that is lost.
     fn abandon(&self, claim: &Arc<Claim>, within: Duration) {
-        if !self.stake(claim).end() {
+        let stake = self.stake(claim);
+        if !stake.end() {
             // A release is under way, and the renewal met its traces: the answers are the
             // release's to count.
             return;
         }
         for (member, seat) in self.seats.iter().enumerate() {
-            let stake = Arc::clone(self.stake(claim));
-            tokio::spawn(seat.free(claim, stake, member, within));
+            if stake.may_be_at(member) {
+                tokio::spawn(seat.free(claim, Arc::clone(stake), member, within));
+            }
         }
     }
 }

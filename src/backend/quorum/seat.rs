@@ -88,14 +88,14 @@ impl Seat {
         within: Duration,
     ) -> impl Future<Output = Result<Freed, Fault>> + Send + use<> {
         let (seat, claim) = (Arc::clone(self), Arc::clone(claim));
-        let releasing = stake.begin_release();
+        let releasing = stake.releasing();
         async move {
             let _releasing = releasing;
             let overtakes = !stake.is_quiet(member);
             let answer = seat.timed(seat.member.release(&claim, within)).await;
             let answer = answer.map(|freed| stake.note_release(member, freed));
             if overtakes {
-                tokio::spawn(seat.free_again(claim, stake, member, within));
+                tokio::spawn(seat.free_behind(claim, stake, member, within));
             } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
                 seat.insist(claim, within);
             }
@@ -104,7 +104,7 @@ impl Seat {
     }
 
     /// S2: frees the key behind requests that may have set it after the first release.
-    async fn free_again(
+    async fn free_behind(
         self: Arc<Self>,
         claim: Arc<Claim>,
         stake: Arc<Stake>,
@@ -112,9 +112,17 @@ impl Seat {
         within: Duration,
     ) {
         stake.quiet(member).await;
-        let answer = self.member.release(&claim, within).await;
-        if answer.is_err_and(|fault| !fault.permanent) {
-            self.insist(claim, within);
+        let sent = self.member.disown(&claim);
+        let mut is_free = sent.is_some();
+        for sent in sent.unwrap_or_default() {
+            is_free &= sent.await.is_ok_and(|answer| answer.is_ok());
+        }
+        // The requests were answered after all, or it is not known what ran last.
+        if !is_free {
+            let answer = self.member.release(&claim, within).await;
+            if answer.is_err_and(|fault| !fault.permanent) {
+                self.insist(claim, within);
+            }
         }
     }
 

@@ -6,7 +6,8 @@
 //!   claim has not ended. When it ends, those under way are cut short.
 //! * **S2** A server is told to release the claim at once, and if such a request was under way to
 //!   it then, a second time when that has ended. If it was cut short, it is among the doubts of
-//!   its node by then, which sends a release down the same connection, behind it.
+//!   its node by then, which sends that release down the same connection, behind it.
+//! * **S3** A server that refused every such request does not have the key, and is not told.
 //!
 //! So no repair outlives a release: not one that was about to start when the release came (S1),
 //! and not one that was on its way (S2). A release that is tried again keeps what the
@@ -16,7 +17,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -24,8 +24,6 @@ use crate::backend::answer::{Fences, Freed};
 
 #[derive(Debug)]
 pub(crate) struct Stake {
-    /// Where the claim's acquire ran.
-    runtime: Handle,
     ended: CancellationToken,
     state: Mutex<State>,
     changed: Notify,
@@ -34,6 +32,8 @@ pub(crate) struct Stake {
 #[derive(Debug, Default)]
 struct State {
     fences: Option<Fences>,
+    /// A release was begun.
+    is_released: bool,
     /// Releases under way.
     releases: usize,
     members: Vec<At>,
@@ -44,8 +44,8 @@ struct State {
 struct At {
     /// Requests under way that can set the key.
     creations: usize,
-    /// The key may be there.
-    touched: bool,
+    /// Requests that set the key, or may have, or may yet.
+    chances: usize,
     /// The key was there, and was freed.
     freed: bool,
 }
@@ -53,7 +53,6 @@ struct At {
 impl Stake {
     pub(super) fn new(members: usize) -> Self {
         Self {
-            runtime: Handle::current(),
             ended: CancellationToken::new(),
             state: Mutex::new(State {
                 members: vec![At::default(); members],
@@ -61,10 +60,6 @@ impl Stake {
             }),
             changed: Notify::new(),
         }
-    }
-
-    pub(super) fn runtime(&self) -> &Handle {
-        &self.runtime
     }
 
     /// Runs a request that can set the key at `member`; `None` if the claim ended first (S1).
@@ -87,16 +82,22 @@ impl Stake {
         let mut state = self.state.lock();
         let at = &mut state.members[member];
         at.creations += 1;
-        at.touched = true;
+        at.chances += 1;
         Creation {
             stake: Arc::clone(self),
             member,
         }
     }
 
-    /// The server said that the key there is somebody else's.
-    pub(super) fn note_refusal(&self, member: usize) {
-        self.state.lock().members[member].touched = false;
+    /// One of the requests to the server was answered that the key there is somebody else's, or was
+    /// undone (S3).
+    pub(super) fn note_gone(&self, member: usize) {
+        self.state.lock().members[member].chances -= 1;
+    }
+
+    /// Whether the server may have the key, or may get it yet (S3).
+    pub(super) fn may_be_at(&self, member: usize) -> bool {
+        self.state.lock().members[member].chances > 0
     }
 
     pub(super) fn note_fences(&self, fences: Fences) {
@@ -116,13 +117,16 @@ impl Stake {
         is_first
     }
 
-    /// The servers where the key may be and nobody has seen to it yet.
-    pub(super) fn take_touched(&self) -> Vec<usize> {
-        let mut state = self.state.lock();
-        let members = state.members.iter_mut().enumerate();
-        members
-            .filter_map(|(member, at)| std::mem::take(&mut at.touched).then_some(member))
-            .collect()
+    /// Ends the claim for a release (S1).
+    pub(super) fn begin_release(&self) {
+        self.end();
+        self.state.lock().is_released = true;
+    }
+
+    /// Whether a server may have the key and no release was begun.
+    pub(super) fn is_left(&self) -> bool {
+        let state = self.state.lock();
+        !state.is_released && state.members.iter().any(|at| at.chances > 0)
     }
 
     pub(super) fn is_quiet(&self, member: usize) -> bool {
@@ -135,8 +139,8 @@ impl Stake {
             .await;
     }
 
-    /// Enters a release that is under way until the value is dropped.
-    pub(super) fn begin_release(self: &Arc<Self>) -> Releasing {
+    /// Enters a server's release, which is under way until the value is dropped.
+    pub(super) fn releasing(self: &Arc<Self>) -> Releasing {
         self.state.lock().releases += 1;
         Releasing(Arc::clone(self))
     }
