@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 58] = [
+const LAYERS: [&str; 59] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -30,6 +30,7 @@ const LAYERS: [&str; 58] = [
     "backend/quorum/renew.rs",
     "backend/quorum/release.rs",
     "backend/quorum/fence.rs",
+    "backend/quorum/look.rs",
     "backend/quorum/mod.rs",
     "backend/quorum/fake.rs",
     "backend/quorum/seat.rs",

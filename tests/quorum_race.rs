@@ -4,12 +4,17 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
-use redlease::Locker;
+use redlease::{LockGuard, Locker};
 use tokio::sync::Barrier;
+use tokio::task::JoinHandle;
 
 use common::servers::Servers;
-use common::{DEADLINE, unique_key};
+use common::{DEADLINE, eventually, unique_key};
+
+/// So long that nothing expires and nobody renews while a test looks.
+const TTL: Duration = Duration::from_secs(600);
 
 /// The figures for 1,000 rounds come from `cargo bench --bench quorum`.
 #[tokio::test]
@@ -39,4 +44,69 @@ async fn p1_three_racers_on_three_servers_have_one_holder_at_a_time_and_none_sta
     for racer in racers {
         racer.await.unwrap();
     }
+}
+
+/// Waiters of as many processes.
+async fn wait(servers: &Servers, key: &str, count: usize) -> Vec<JoinHandle<LockGuard>> {
+    let mut waiters = Vec::new();
+    for _ in 0..count {
+        let locker = Locker::quorum(servers.urls()).await.unwrap();
+        let lock = locker.lock(key).ttl(TTL);
+        waiters.push(tokio::spawn(async move { lock.lock().await.unwrap() }));
+    }
+    waiters
+}
+
+fn scripts(servers: &Servers) -> Vec<u64> {
+    let calls = |server: &common::Server| server.calls("evalsha") + server.calls("eval");
+    servers.0.iter().map(calls).collect()
+}
+
+/// The free server is there for each waiter to take and to give back, and tells the others of it.
+#[tokio::test]
+async fn waiters_do_not_storm_a_server_that_the_holder_lacks() {
+    const WAITERS: usize = 8;
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker.lock(unique_key()).ttl(TTL).auto_renew(false);
+    let guard = lock.lock().await.unwrap();
+    eventually("the key is everywhere", || {
+        servers.with_key(lock.key()) == 3
+    })
+    .await;
+    let waiters = wait(&servers, lock.key(), WAITERS).await;
+    let () = servers.0[2].command(&["DEL", lock.key()]);
+    let begun = scripts(&servers);
+    eventually("the waiters have asked several times", || {
+        let now = scripts(&servers);
+        now.iter()
+            .zip(&begun)
+            .all(|(now, begun)| now - begun >= 10 * WAITERS as u64)
+    })
+    .await;
+
+    let attempts = servers.0[2].calls("set");
+    let before = scripts(&servers);
+    let start = Instant::now();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let after = scripts(&servers);
+    let elapsed = start.elapsed().as_secs_f64();
+    for (after, before) in after.iter().zip(before) {
+        let rate = (after - before) as f64 / elapsed / WAITERS as f64;
+        println!("{rate:.1} requests a second for each waiter");
+        // Each comes back every 50 ms on average.
+        assert!(rate < 30.0, "{rate}");
+    }
+    assert_eq!(servers.0[2].calls("set"), attempts, "nobody takes it");
+
+    // Nobody is in the way of the repair.
+    guard.renew().await.unwrap();
+    eventually("the key is back", || servers.with_key(lock.key()) == 3).await;
+    assert_eq!(servers.0[2].get(lock.key()).as_deref(), Some(guard.value()));
+    guard.release().await.unwrap();
+    for waiter in waiters {
+        // In whatever order they get it.
+        tokio::spawn(async move { waiter.await.unwrap().release().await });
+    }
+    eventually("all have had it", || servers.with_key(lock.key()) == 0).await;
 }

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::acquire::outage::Outage;
 use crate::acquire::queue::{Arrival, Called, Turn};
-use crate::acquire::wakeup::Nudge;
-use crate::backend::{Attempt, Claim, Fences};
+use crate::acquire::wakeup::{Listener, Nudge};
+use crate::backend::{Attempt, Claim, Fences, Look};
 use crate::backoff::Backoff;
 use crate::error::Error;
 use crate::fault::{Cause, Fault};
@@ -142,7 +142,8 @@ impl<'a> Contender<'a> {
     async fn contend(mut self, patience: Patience) -> Result<Option<Hold>, Error> {
         let end = patience.end();
         let mut poll = first_polls();
-        let mut listener = None;
+        let mut comeback = first_polls();
+        let mut listener: Option<Listener> = None;
         let silent_since = self.turn.silent_since();
         let mut outage = Outage::new(self.terms.give_up_after, patience.limit(), silent_since);
         // A key that was contended a moment ago: no attempt, that would be refused.
@@ -156,7 +157,19 @@ impl<'a> Contender<'a> {
             return self.wait_in_queue(end, &mut outage).await;
         }
         loop {
-            match self.attempt(&outage).await? {
+            let look = match &listener {
+                Some(listener) => self.look(listener, &outage).await?,
+                None => Ok(Look::Free),
+            };
+            let attempt = match look {
+                Ok(Look::Free) => self.attempt(&outage).await?,
+                Ok(Look::Held { ttl }) => {
+                    comeback = first_polls();
+                    Ok(Attempt::Held { ttl })
+                }
+                Err(fault) => Err(fault),
+            };
+            match attempt {
                 Ok(Attempt::Granted { fences, deadline }) => {
                     match self.won(fences, deadline, false) {
                         Ok(won) => return self.hold(won).await.map(Some),
@@ -187,9 +200,9 @@ impl<'a> Contender<'a> {
                         }
                     };
                     if self.unless_closed(nudged).await? {
-                        // Others have heard it, too: come back at random.
-                        poll = first_polls();
-                        self.unless_closed(sleep(poll.next())).await?;
+                        // Others have heard it, too: come back at random, and later after each
+                        // collision.
+                        self.unless_closed(sleep(comeback.next())).await?;
                     }
                 }
                 Err(fault) => {
@@ -202,7 +215,7 @@ impl<'a> Contender<'a> {
 
     /// The attempt was not granted: undo what it may have left, where that spends its value.
     fn withdraw(&mut self) {
-        if self.context.engine.backend.spends_values() {
+        if self.in_doubt && self.context.engine.backend.spends_values() {
             self.start_anew();
         }
     }
@@ -225,6 +238,19 @@ impl<'a> Contender<'a> {
             .backend
             .acquire(&self.claim, Fences::floor(fences), within);
         self.unless_closed(attempt).await
+    }
+
+    /// Looks whether another attempt is worth making, with all changes so far in view.
+    async fn look(
+        &self,
+        listener: &Listener,
+        outage: &Outage,
+    ) -> Result<Result<Look, Fault>, Error> {
+        let engine = &self.context.engine;
+        let within = outage.bound(engine.settings.command_timeout);
+        listener.heed();
+        let look = engine.backend.look(&self.claim, within);
+        self.unless_closed(look).await
     }
 
     /// Waits before the next try at a server that did not answer, or gives up.

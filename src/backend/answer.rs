@@ -55,6 +55,16 @@ pub(crate) enum Attempt {
     },
 }
 
+/// How a lock looks to one that was refused.
+#[derive(Debug)]
+pub(crate) enum Look {
+    Free,
+    /// As [`Attempt::Held`].
+    Held {
+        ttl: Option<Duration>,
+    },
+}
+
 /// The answer to a heartbeat in the queue.
 #[derive(Debug)]
 pub(crate) enum Beat {

@@ -29,7 +29,7 @@ use tokio::runtime::{self, Handle};
 use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
-    Attempt, Beat, Fences, Freed, Grant, Kept, Renewal, Standing,
+    Attempt, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
 };
 pub(crate) use crate::backend::claim::Claim;
 use crate::fault::Fault;
@@ -62,6 +62,11 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
         fences: Fences,
         within: Duration,
     ) -> Answer<'a, Attempt>;
+
+    /// Looks whether an attempt would be refused, where one that is refused disturbs others.
+    fn look<'a>(&'a self, _claim: &'a Claim, _within: Duration) -> Answer<'a, Look> {
+        Box::pin(ready(Ok(Look::Free)))
+    }
 
     /// Gives up on a claim for good: sends a release behind each request that may yet set its key.
     /// `None` if there is none; otherwise the key may be there already, so that the claim is to be

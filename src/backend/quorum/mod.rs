@@ -24,6 +24,9 @@
 //!    is free there, with the token: the one exception to P7. No repair follows a release: see
 //!    [`stake`].
 //! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
+//! 6. **Wait**: a contender that was refused looks, without a write, before its next attempt, and
+//!    makes that only if a majority of the servers is free. What an attempt sets at a minority would
+//!    wake all others and be in the way of repairs.
 //!
 //! Answers after the majority's arrive behind the scenes, on the runtime of the request: a late
 //! grant is kept, or undone if the claim has ended meanwhile.
@@ -31,6 +34,7 @@
 #[cfg(test)]
 mod fake;
 mod fence;
+mod look;
 mod member;
 mod release;
 mod renew;
@@ -46,7 +50,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -154,11 +158,7 @@ impl Quorum {
                 break;
             }
             if answers >= self.majority {
-                // The others may split the vote for as long as a silent server is waited for.
-                let missing = round.members().map(|member| self.seats[member].usual());
-                let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
-                let patience = start.elapsed() * (LATENESS + 1) + LEAST_PATIENCE;
-                until = until.min(start + patience.max(usual));
+                until = until.min(start + self.patience(start, &round));
             }
         }
         if grants.len() + ttls.len() < self.majority {
@@ -170,6 +170,14 @@ impl Quorum {
         Ok(Attempt::Held {
             ttl: smallest(ttls, missing),
         })
+    }
+
+    /// How long after its start a round waits for the others when a majority has answered and has
+    /// not decided: they may split the vote for as long as a silent server is waited for.
+    fn patience<T>(&self, start: Instant, round: &Round<T>) -> Duration {
+        let missing = round.members().map(|member| self.seats[member].usual());
+        let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
+        (start.elapsed() * (LATENESS + 1) + LEAST_PATIENCE).max(usual)
     }
 
     /// A server from which only one of the two connections can be had counts as failed.
@@ -195,56 +203,6 @@ impl Quorum {
             }
         }
         Err(self.no_majority(&faults))
-    }
-
-    /// The holder that a majority agrees on.
-    async fn holder(&self, key: &Arc<Key>, within: Duration) -> Result<Option<Holder>, Fault> {
-        let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
-            round.ask(
-                member,
-                async move { seat.member.holder(&key, within).await },
-            );
-        }
-        let mut holders: Vec<Option<Holder>> = Vec::new();
-        let mut faults = Vec::new();
-        while let Some((_, answer)) = round.next().await {
-            let holder = match answer {
-                Ok(holder) => holder,
-                Err(fault) => {
-                    faults.push(fault);
-                    continue;
-                }
-            };
-            holders.push(holder.clone());
-            let value = holder.as_ref().map(|holder| &holder.value);
-            let same = holders
-                .iter()
-                .filter(|other| other.as_ref().map(|other| &other.value) == value);
-            let ttls: Vec<_> = same.flatten().map(|holder| holder.ttl).collect();
-            let Some(holder) = holder else {
-                let free = holders.iter().filter(|holder| holder.is_none());
-                if free.count() >= self.majority {
-                    return Ok(None);
-                }
-                continue;
-            };
-            if ttls.len() >= self.majority {
-                // When the first of them expires, there is no majority any more.
-                let ttl = smallest(ttls, 1);
-                return Ok(Some(Holder { ttl, ..holder }));
-            }
-        }
-        // P13: servers that did not answer may have the key of one who has a majority with them.
-        let could_hold = |holder: &Holder| {
-            let same = holders.iter().flatten().filter(|h| h.value == holder.value);
-            same.count() + faults.len() >= self.majority
-        };
-        if holders.len() < self.majority || holders.iter().flatten().any(could_hold) {
-            return Err(self.no_majority(&faults));
-        }
-        Ok(None)
     }
 
     fn no_majority(&self, faults: &[Fault]) -> Fault {
@@ -280,6 +238,12 @@ impl Backend for Quorum {
         within: Duration,
     ) -> Answer<'a, Attempt> {
         Box::pin(self.acquire(claim, fences, within))
+    }
+
+    /// What an attempt sets at a minority, only to take it back, wakes all others that wait, and
+    /// may be in the way of a repair.
+    fn look<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Look> {
+        Box::pin(self.look(&claim.key, within.min(claim.ttl / SHARE_OF_TTL)))
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {

@@ -217,6 +217,28 @@ async fn a_lost_race_is_undone_where_it_was_granted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_look_tells_whether_a_majority_is_free() {
+    let f = Fixture::new(3);
+    let look = async || f.quorum.look(&f.key, WITHIN).await;
+    assert!(matches!(look().await, Ok(Look::Free)));
+    let claim = f.granted("a").await;
+    let memory = &f.fakes[0].memory;
+    memory.release(&claim, WITHIN).await.unwrap();
+    assert!(matches!(look().await, Ok(Look::Held { ttl: Some(_) })));
+    // What is silent is not free.
+    f.fakes[1].fail(true);
+    assert!(matches!(look().await, Ok(Look::Held { ttl: Some(_) })));
+    f.fakes[2].fail(true);
+    assert!(look().await.is_err());
+    f.fakes[1].fail(false);
+    f.fakes[1].memory.release(&claim, WITHIN).await.unwrap();
+    assert!(matches!(look().await, Ok(Look::Free)));
+    for fake in &f.fakes {
+        assert_eq!(fake.calls("acquire"), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn p10_an_acquire_that_runs_after_the_release_finds_another_release_behind_it() {
     let f = Fixture::new(3);
     f.fakes[0].delay();

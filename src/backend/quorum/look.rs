@@ -1,0 +1,109 @@
+//! Who has a lock, without a write.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::backend::Look;
+use crate::backend::quorum::round::Round;
+use crate::backend::quorum::{Quorum, smallest};
+use crate::fault::Fault;
+use crate::key::Key;
+use crate::owner::Holder;
+
+impl Quorum {
+    /// Whether an attempt would be refused: it would if no majority of the servers is free, a
+    /// silent one counted as not.
+    pub(super) async fn look(&self, key: &Arc<Key>, within: Duration) -> Result<Look, Fault> {
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
+            round.ask(member, async move {
+                seat.timed(seat.member.holder(&key, within)).await
+            });
+        }
+        let mut free = 0;
+        let mut ttls = Vec::new();
+        let mut faults = Vec::new();
+        let start = Instant::now();
+        let mut until = start + within * 2;
+        while let Ok(Some((_, answer))) = timeout_at(until, round.next()).await {
+            match answer {
+                Ok(None) => free += 1,
+                Ok(Some(holder)) => ttls.push(holder.ttl),
+                Err(fault) => faults.push(fault),
+            }
+            if free >= self.majority {
+                return Ok(Look::Free);
+            }
+            if ttls.len() > self.minority() {
+                break;
+            }
+            if free + ttls.len() >= self.majority {
+                until = until.min(start + self.patience(start, &round));
+            }
+        }
+        if free + ttls.len() < self.majority {
+            return Err(self.no_majority(&faults));
+        }
+        let missing = self.majority - free;
+        Ok(Look::Held {
+            ttl: smallest(ttls, missing),
+        })
+    }
+
+    /// The holder that a majority agrees on.
+    pub(super) async fn holder(
+        &self,
+        key: &Arc<Key>,
+        within: Duration,
+    ) -> Result<Option<Holder>, Fault> {
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
+            round.ask(
+                member,
+                async move { seat.member.holder(&key, within).await },
+            );
+        }
+        let mut holders: Vec<Option<Holder>> = Vec::new();
+        let mut faults = Vec::new();
+        while let Some((_, answer)) = round.next().await {
+            let holder = match answer {
+                Ok(holder) => holder,
+                Err(fault) => {
+                    faults.push(fault);
+                    continue;
+                }
+            };
+            holders.push(holder.clone());
+            let value = holder.as_ref().map(|holder| &holder.value);
+            let same = holders
+                .iter()
+                .filter(|other| other.as_ref().map(|other| &other.value) == value);
+            let ttls: Vec<_> = same.flatten().map(|holder| holder.ttl).collect();
+            let Some(holder) = holder else {
+                let free = holders.iter().filter(|holder| holder.is_none());
+                if free.count() >= self.majority {
+                    return Ok(None);
+                }
+                continue;
+            };
+            if ttls.len() >= self.majority {
+                // When the first of them expires, there is no majority any more.
+                let ttl = smallest(ttls, 1);
+                return Ok(Some(Holder { ttl, ..holder }));
+            }
+        }
+        // P13: servers that did not answer may have the key of one who has a majority with them.
+        let could_hold = |holder: &Holder| {
+            let same = holders.iter().flatten().filter(|h| h.value == holder.value);
+            same.count() + faults.len() >= self.majority
+        };
+        if holders.len() < self.majority || holders.iter().flatten().any(could_hold) {
+            return Err(self.no_majority(&faults));
+        }
+        Ok(None)
+    }
+}
