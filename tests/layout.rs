@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 59] = [
+const LAYERS: [&str; 60] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -28,6 +28,7 @@ const LAYERS: [&str; 59] = [
     "lease/mod.rs",
     "lease/pending.rs",
     "backend/quorum/renew.rs",
+    "backend/quorum/repair.rs",
     "backend/quorum/release.rs",
     "backend/quorum/fence.rs",
     "backend/quorum/look.rs",

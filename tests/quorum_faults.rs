@@ -324,3 +324,41 @@ async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
         server.thaw();
     }
 }
+
+/// A loser of the race, who gives back what it took, leaves the winner with a bare majority.
+#[tokio::test]
+async fn a_grant_by_a_bare_majority_is_completed_at_once() {
+    let mut servers = Servers::start(3);
+    // For the commands to a server that is dead then.
+    let locker = connect_within(PATIENCE, servers.urls()).await;
+    cycle(&locker.lock(unique_key())).await;
+    // So that nothing but the completion sets the key anywhere.
+    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(600));
+    let lock = lock.auto_renew(false);
+    let () = servers.0[0].command(&["SET", lock.key(), "loser"]);
+    let refusals = servers.0[0].calls("pttl");
+    let guard = lock.lock().await.unwrap();
+    eventually("it is refused where another has the key", || {
+        servers.0[0].calls("pttl") > refusals
+    })
+    .await;
+    let () = servers.0[0].command(&["DEL", lock.key()]);
+    let start = Instant::now();
+    eventually("the key is everywhere", || {
+        let values = servers.values(lock.key());
+        let is_ours = |value: &Option<String>| value.as_deref() == Some(guard.value());
+        values.iter().all(is_ours)
+    })
+    .await;
+    println!("complete after {:?}", start.elapsed());
+    let fence = format!("{{{}}}:fence", lock.key());
+    let token = guard.fencing_token().to_string();
+    assert_eq!(servers.0[0].get(&fence), Some(token), "P8");
+
+    servers.0[1].kill();
+    guard.renew().await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    for server in [&servers.0[0], &servers.0[2]] {
+        eventually("it is free", || server.get(lock.key()).is_none()).await;
+    }
+}

@@ -20,9 +20,11 @@
 //!    the lock is ours there, and its counter is smaller, or was written by us and not beyond it.
 //! 3. **Renew**: a majority extends. So many "not ours" that there can be no majority are a loss.
 //!    Everything else is unknown.
-//! 4. **Repair**: a server without a key that answers a renewal of the majority gets it back if it
-//!    is free there, with the token: the one exception to P7. No repair follows a release: see
-//!    [`stake`].
+//! 4. **Repair**: while a majority has the key, a server without it gets it if it is free there,
+//!    with the token: the one exception to P7. A repair begins when a server refuses what the
+//!    majority grants, as a rule because of a loser of the race that gives its minority back a
+//!    moment later, and when a server has nothing to renew. It is tried for a short while. No repair
+//!    follows a release: see [`stake`].
 //! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
 //! 6. **Wait**: a contender that was refused looks, without a write, before its next attempt, and
 //!    makes that only if a majority of the servers is free. What an attempt sets at a minority would
@@ -38,6 +40,7 @@ mod look;
 mod member;
 mod release;
 mod renew;
+mod repair;
 mod round;
 mod seat;
 pub(crate) mod stake;
@@ -131,6 +134,7 @@ impl Quorum {
             });
         }
         let mut grants = Vec::new();
+        let mut refusals = Vec::new();
         let mut ttls = Vec::new();
         let mut faults = Vec::new();
         let start = Instant::now();
@@ -142,14 +146,21 @@ impl Quorum {
                     fence: fences.first,
                     deadline,
                 }),
-                Some(Ok(Attempt::Held { ttl })) => ttls.push(ttl),
+                Some(Ok(Attempt::Held { ttl })) => {
+                    refusals.push(member);
+                    ttls.push(ttl);
+                }
                 Some(Err(fault)) => faults.push(fault),
                 // Somebody else has ended the claim, and cleans up.
                 None => {}
             }
             if grants.len() >= self.majority {
-                round.finish_behind();
-                return self.settle_fence(claim, &grants, fences, within).await;
+                let attempt = self.settle_fence(claim, &grants, fences, within).await;
+                match attempt {
+                    Ok(Attempt::Granted { .. }) => self.complete(claim, refusals, round, within),
+                    _ => round.finish_behind(),
+                }
+                return attempt;
             }
             let answers = grants.len() + ttls.len();
             let lost = grants.len() + round.open() < self.majority;

@@ -1,14 +1,11 @@
-//! Renewal by majority, and the repair of servers that lost the key.
+//! Renewal by majority.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::quorum::round::Round;
-use crate::backend::quorum::seat::Seat;
-use crate::backend::quorum::stake::Stake;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Claim, Renewal};
-use crate::events::emit;
 use crate::fault::Fault;
 
 impl Quorum {
@@ -58,34 +55,6 @@ impl Quorum {
         Err(self.no_majority(&faults))
     }
 
-    /// Sees to the servers that did not renew although the majority did.
-    fn mend(
-        &self,
-        claim: &Arc<Claim>,
-        removed: Vec<usize>,
-        mut late: Round<Result<Renewal, Fault>>,
-        within: Duration,
-    ) {
-        if removed.is_empty() && late.open() == 0 {
-            return;
-        }
-        let seats = self.seats.clone();
-        let claim = Arc::clone(claim);
-        let stake = Arc::clone(self.stake(&claim));
-        let repair = move |member: usize| {
-            let (seat, claim) = (Arc::clone(&seats[member]), Arc::clone(&claim));
-            tokio::spawn(repair(seat, claim, Arc::clone(&stake), member, within));
-        };
-        removed.into_iter().for_each(&repair);
-        tokio::spawn(async move {
-            while let Some((member, answer)) = late.next().await {
-                if let Ok(Renewal::Removed) = answer {
-                    repair(member);
-                }
-            }
-        });
-    }
-
     /// Undoes what a minority may have of a claim that is lost.
     fn abandon(&self, claim: &Arc<Claim>, within: Duration) {
         let stake = self.stake(claim);
@@ -99,28 +68,5 @@ impl Quorum {
                 tokio::spawn(seat.free(claim, Arc::clone(stake), member, within));
             }
         }
-    }
-}
-
-/// Gives a server the key that it lost.
-async fn repair(
-    seat: Arc<Seat>,
-    claim: Arc<Claim>,
-    stake: Arc<Stake>,
-    member: usize,
-    within: Duration,
-) {
-    let Some(fences) = stake.fences() else { return };
-    let request = seat.member.restore(&claim, fences, within);
-    if let Some(Ok(true)) = stake.create(member, request).await {
-        let server = seat.member.server();
-        emit(move || {
-            tracing::debug!(
-                lock = %claim.key.name(),
-                fence = fences.first,
-                %server,
-                "a server of the quorum had lost the key and got it back"
-            );
-        });
     }
 }

@@ -199,6 +199,57 @@ async fn p7_a_member_that_lost_the_key_is_repaired() {
     }
 }
 
+/// A claim that the first member refused, for the sake of one that it returns.
+async fn granted_by_a_bare_majority(f: &Fixture) -> (Arc<Claim>, Arc<Claim>) {
+    let loser = f.claim("loser");
+    let memory = &f.fakes[0].memory;
+    let lost = memory.acquire(&loser, Fences::floor(1), WITHIN).await;
+    lost.unwrap();
+    (f.granted("a").await, loser)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_refused_gets_the_key_when_it_is_free() {
+    let f = Fixture::new(3);
+    let (claim, loser) = granted_by_a_bare_majority(&f).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(f.value_at(0).await.as_deref(), Some("loser"));
+    f.fakes[0].memory.release(&loser, WITHIN).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(f.value_at(0).await.as_deref(), Some("a"));
+    f.quorum.release(&claim, WITHIN).await.unwrap();
+    settle().await;
+    for member in 0..3 {
+        assert_eq!(f.value_at(member).await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_goes_on_to_refuse_is_left_alone_in_the_end() {
+    let f = Fixture::new(3);
+    let (claim, _loser) = granted_by_a_bare_majority(&f).await;
+    tokio::time::sleep(TTL / 3).await;
+    let restores = f.fakes[0].calls("restore");
+    assert!((2..30).contains(&restores), "{restores}");
+    tokio::time::sleep(TTL / 3).await;
+    assert_eq!(f.fakes[0].calls("restore"), restores);
+    // S3: it has nothing of ours.
+    f.quorum.release(&claim, WITHIN).await.unwrap();
+    settle().await;
+    assert_eq!(f.fakes[0].calls("release"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn p10_a_member_that_refused_does_not_get_the_key_after_the_release() {
+    let f = Fixture::new(3);
+    let (claim, loser) = granted_by_a_bare_majority(&f).await;
+    f.quorum.release(&claim, WITHIN).await.unwrap();
+    f.fakes[0].memory.release(&loser, WITHIN).await.unwrap();
+    tokio::time::sleep(TTL / 2).await;
+    assert_eq!(f.fakes[0].calls("restore"), 0);
+    assert_eq!(f.value_at(0).await, None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lost_race_is_undone_where_it_was_granted() {
     let f = Fixture::new(3);

@@ -1,0 +1,120 @@
+//! The repair of servers that lack the key of a claim that a majority has.
+//!
+//! It is subject to S1 and S2 of [`stake`](crate::backend::quorum::stake), so it does not outlive a
+//! release; and it ends long before the grant or the renewal that it follows does, so the majority
+//! stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::backend::quorum::Quorum;
+use crate::backend::quorum::round::Round;
+use crate::backend::quorum::seat::Seat;
+use crate::backend::quorum::stake::Stake;
+use crate::backend::{Attempt, Claim, Renewal};
+use crate::backoff::Backoff;
+use crate::events::emit;
+use crate::fault::Fault;
+
+/// A loser of a race gives its minority back within some milliseconds.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LONGEST_RETRY: Duration = Duration::from_millis(250);
+/// A repair goes on for so long, or for this share of the TTL, whichever is shorter: then it is the
+/// next renewal's business.
+const LONGEST_REPAIR: Duration = Duration::from_secs(2);
+const SHARE_OF_TTL: u32 = 3;
+
+impl Quorum {
+    /// Sees to the servers that did not grant although the majority did.
+    pub(super) fn complete(
+        &self,
+        claim: &Arc<Claim>,
+        refusals: Vec<usize>,
+        late: Round<Option<Result<Attempt, Fault>>>,
+        within: Duration,
+    ) {
+        let is_refusal = |answer: &_| matches!(answer, Some(Ok(Attempt::Held { .. })));
+        self.repair_all(claim, refusals, late, is_refusal, FIRST_RETRY, within);
+    }
+
+    /// Sees to the servers that did not renew although the majority did.
+    pub(super) fn mend(
+        &self,
+        claim: &Arc<Claim>,
+        removed: Vec<usize>,
+        late: Round<Result<Renewal, Fault>>,
+        within: Duration,
+    ) {
+        let is_removed = |answer: &_| matches!(answer, Ok(Renewal::Removed));
+        self.repair_all(claim, removed, late, is_removed, Duration::ZERO, within);
+    }
+
+    /// Repairs those that lack the key, and those whose late answers tell that they do.
+    fn repair_all<T: Send + 'static>(
+        &self,
+        claim: &Arc<Claim>,
+        lacking: Vec<usize>,
+        mut late: Round<T>,
+        lacks: impl Fn(&T) -> bool + Send + 'static,
+        pause: Duration,
+        within: Duration,
+    ) {
+        if lacking.is_empty() && late.open() == 0 {
+            return;
+        }
+        let seats = self.seats.clone();
+        let stake = Arc::clone(self.stake(claim));
+        let claim = Arc::clone(claim);
+        let repair = move |member: usize| {
+            let (seat, claim) = (Arc::clone(&seats[member]), Arc::clone(&claim));
+            let stake = Arc::clone(&stake);
+            tokio::spawn(async move {
+                sleep(pause).await;
+                repair(seat, claim, stake, member, within).await;
+            });
+        };
+        lacking.into_iter().for_each(&repair);
+        tokio::spawn(async move {
+            while let Some((member, answer)) = late.next().await {
+                if lacks(&answer) {
+                    repair(member);
+                }
+            }
+        });
+    }
+}
+
+/// Gives a server the key, as soon as nobody else has it there.
+async fn repair(
+    seat: Arc<Seat>,
+    claim: Arc<Claim>,
+    stake: Arc<Stake>,
+    member: usize,
+    within: Duration,
+) {
+    let Some(fences) = stake.fences() else { return };
+    let until = Instant::now() + LONGEST_REPAIR.min(claim.ttl / SHARE_OF_TTL);
+    let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
+    while Instant::now() < until {
+        let request = seat.member.restore(&claim, fences, within);
+        match stake.create(member, request).await {
+            Some(Ok(true)) => {
+                let server = seat.member.server();
+                return emit(move || {
+                    tracing::debug!(
+                        lock = %claim.key.name(),
+                        fence = fences.first,
+                        %server,
+                        "a server of the quorum lacked the key and got it"
+                    );
+                });
+            }
+            Some(Ok(false)) => stake.note_gone(member),
+            // A server in trouble, or the end of the claim.
+            Some(Err(_)) | None => return,
+        }
+        sleep(backoff.next()).await;
+    }
+}
