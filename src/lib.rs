@@ -65,11 +65,14 @@
 //!   [`force_release`](Lock::force_release), a foreign `DEL`, or a clock that is wrong) is still
 //!   handed on there, with a number reserved before. A store that has seen the larger one refuses it.
 //! * **P9 no deadlock** A crashed holder's lock is free after its TTL, a released one within a
-//!   round trip.
+//!   round trip. One that was granted to a future which is not polled counts as a crashed holder's;
+//!   handed to it within the process, it goes on after 1 to 1.5 s.
 //! * **P10 no leak** An acquire that was cancelled, timed out or failed leaves no key behind: it is
 //!   gone a moment later, at worst after one TTL.
 //! * **P11 no lost wake-up** A waiter tries again within a bounded time, even if every
-//!   notification is lost: a third of its TTL, but no more than 1 s and no less than 170 ms.
+//!   notification is lost: a third of its TTL, but no more than 1 s and no less than 170 ms. Of the
+//!   waiters of one process the first tries for all; if it is not polled for 1 to 1.5 s, because its
+//!   runtime is blocked or nobody awaits it, the next one tries, too.
 //! * **P12 drop anywhere** Dropping a guard never panics, never blocks an asynchronous thread on
 //!   I/O, and works with no runtime, on any thread, while unwinding, and as the last act before
 //!   `main` returns. One drop waits, by design: that of a [`Locker`]'s last handle, on its thread,

@@ -161,8 +161,11 @@ impl Lock {
     /// # Cancel safety
     ///
     /// A cancelled call loses its place in the queue, and leaves no key behind: a request that was
-    /// under way is undone in the background. One that is neither polled nor dropped keeps its
-    /// place, and what it was handed there: those behind it wait for it.
+    /// under way is undone in the background.
+    ///
+    /// One that is neither polled nor dropped holds nobody up. If its turn has come, or the lock was
+    /// handed to it, that goes on to the next after 1 to 1.5 seconds; it queues anew when it is
+    /// polled again. What Redis had granted to it stays for one TTL at most, as after a crash.
     ///
     /// # Errors
     ///

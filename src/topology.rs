@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
 
-use crate::acquire::queue::Queues;
+use crate::acquire::queue::{Queues, reclaim};
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::memory::Memory;
 use crate::backend::node::{Node, Role};
@@ -139,6 +139,7 @@ fn start(
         problem: "the system refuses a thread".to_owned(),
         source: Some(Cause::new(error)),
     })?;
+    engine.driver.spawn(reclaim::run(Arc::clone(&queues)));
     Ok(Arc::new(Handle::new(Context { engine, queues })))
 }
 

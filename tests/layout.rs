@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 60] = [
+const LAYERS: [&str; 63] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -19,7 +19,10 @@ const LAYERS: [&str; 60] = [
     "hold.rs",
     "engine.rs",
     "acquire/wakeup.rs",
+    "acquire/queue/reclaim.rs",
     "acquire/queue.rs",
+    "acquire/queue/occupied.rs",
+    "acquire/queue/waiter.rs",
     "released.rs",
     "lease/release.rs",
     "lease/driver.rs",

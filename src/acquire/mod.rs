@@ -10,8 +10,9 @@ pub(crate) mod queue;
 pub(crate) mod waiting;
 pub(crate) mod wakeup;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,8 +74,16 @@ pub(crate) async fn acquire(
         Some(Called::Lease(hold)) if is_closed(&hold) => Err(Error::closed(key.name())),
         Some(Called::Lease(hold)) => Ok(Some(hold)),
         Some(Called::Turn(turn)) => {
+            let owner = turn.owner();
             let contender = Contender::new(context, key, terms, turn);
-            contender.contend(patience).await
+            let mut contend = pin!(contender.contend(patience));
+            poll_fn(|context| {
+                if let Some(owner) = &owner {
+                    owner.note_poll(context);
+                }
+                contend.as_mut().poll(context)
+            })
+            .await
         }
         Some(Called::Outage(fault)) => Err(fault.about(Some(key.name()))),
     }
@@ -113,7 +122,8 @@ async fn called(
     }
 }
 
-/// The one of this process that talks to Redis about a key.
+/// The one of this process that talks to Redis about a key. There is another one beside it if this
+/// one was not polled for a while (Q6).
 struct Contender<'a> {
     context: &'a Context,
     terms: &'a Terms,

@@ -1,6 +1,6 @@
-//! The process' own queue: for each key one contender that talks to Redis, and those behind him.
+//! The process' own queue: for each key one contender that talks to Redis, and those behind it.
 //!
-//! Who leaves either ends his turn, so that the next contends, or hands his lease to the next.
+//! Who leaves either ends its turn, so that the next contends, or hands its lease to the next.
 //!
 //! # Invariants
 //!
@@ -11,80 +11,78 @@
 //! * **Q3** A turn that ends goes to the first waiter that still waits, in the order of arrival.
 //!   One that was sent to a waiter who leaves at that moment goes on to the next (P11).
 //! * **Q4** A lease is handed to the first waiter or to nobody: never past one whose options differ.
-//! * **Q5** A contender whose store does not answer tells the queue. So those behind him hear of it
+//! * **Q5** A contender whose store does not answer tells the queue. So those behind it hear of it
 //!   when their own time is over, and none of them takes silence for "taken" (P13).
+//! * **Q6** Nobody depends on a future that is not polled. A key at which somebody waited is watched
+//!   (`reclaim.rs`); a call that is not taken up goes on to the next as if the waiter had left, and
+//!   it enters the queue anew when it is polled. A contender that is not polled has its turn ended,
+//!   which it need not know: it and the next contend as if they were two processes (P1, Q2).
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::future::poll_fn;
+use std::mem;
 use std::sync::Arc;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::acquire::queue::occupied::{Occupied, Outage};
+use crate::acquire::queue::waiter::Heard;
 use crate::fault::Fault;
 use crate::options::Terms;
-use crate::sync::{Mutex, oneshot};
+use crate::sync::Mutex;
 
 #[cfg(all(test, redlease_loom))]
 mod models;
+mod occupied;
+pub(crate) mod reclaim;
+mod waiter;
 
 /// The queues of all keys. `L` is a lease that can be handed over.
 pub(crate) struct Queues<L> {
     state: Mutex<State<L>>,
+    /// Tells of keys that are to be watched.
+    somebody_waits: Notify,
 }
 
 struct State<L> {
-    keys: HashMap<Arc<str>, Occupied<L>>,
+    keys: HashMap<Arc<str>, Occupied<Called<L>>>,
+    /// Keys that are to be watched from now on (Q6).
+    to_watch: Vec<Arc<str>>,
     last_number: u64,
     closed: bool,
 }
 
-struct Occupied<L> {
-    turn: u64,
-    waiters: VecDeque<Waiter<L>>,
-    outage: Option<Outage>,
+/// What a waiter is called with.
+pub(crate) enum Called<L> {
+    /// It is its turn to contend.
+    Turn(Turn<L>),
+    /// It has the lock.
+    Lease(L),
+    /// The store has been silent for as long as it puts up with (Q5).
+    Outage(Fault),
 }
 
-/// The store has not answered the contender since, the last time with this fault.
-struct Outage {
-    since: Instant,
-    fault: Fault,
-}
-
-/// One who waits, as the one before him sees him.
-pub(crate) struct Waiter<L> {
-    /// The number of his turn, when it comes.
-    pub(crate) number: u64,
-    pub(crate) terms: Terms,
-    arrived: Instant,
-    call: oneshot::Sender<Called<L>>,
-}
+/// One who waits, as the one before it sees it.
+type Waiter<L> = waiter::Waiter<Called<L>>;
 
 impl<L> Waiter<L> {
-    /// Leaves him to contend: the turn is his already.
-    pub(crate) fn call_to_contend(self, queues: &Arc<Queues<L>>, key: &Arc<str>) {
-        let turn = Turn::new(queues, key, self.number);
+    /// Leaves it to contend: the turn is its already.
+    pub(crate) fn call_to_contend(self: Arc<Self>, queues: &Arc<Queues<L>>, key: &Arc<str>) {
+        let turn = Turn::new(queues, key, Arc::clone(&self));
         // A turn that comes back is dropped, and so goes on to the next (Q3).
-        drop(self.call.send(Called::Turn(turn)));
+        drop(self.call(Called::Turn(turn)));
     }
 
-    /// Hands him a lease, with the turn; gives it back if he has left.
-    pub(crate) fn hand(self, lease: L) -> Result<(), L> {
-        match self.call.send(Called::Lease(lease)) {
+    /// Hands it a lease, with the turn; gives it back if it has left.
+    pub(crate) fn hand(&self, lease: L) -> Result<(), L> {
+        match self.call(Called::Lease(lease)) {
             Err(Called::Lease(lease)) => Err(lease),
             _ => Ok(()),
         }
     }
-}
-
-/// What a waiter is called with.
-pub(crate) enum Called<L> {
-    /// It is his turn to contend.
-    Turn(Turn<L>),
-    /// He has the lock.
-    Lease(L),
-    /// The store has been silent for as long as he puts up with (Q5).
-    Outage(Fault),
 }
 
 /// What an arrival meets.
@@ -102,9 +100,11 @@ impl<L> Default for Queues<L> {
         Self {
             state: Mutex::new(State {
                 keys: HashMap::new(),
+                to_watch: Vec::new(),
                 last_number: 0,
                 closed: false,
             }),
+            somebody_waits: Notify::new(),
         }
     }
 }
@@ -117,32 +117,28 @@ impl<L> Queues<L> {
         }
         state.last_number += 1;
         let number = state.last_number;
-        match state.keys.entry(Arc::clone(key)) {
+        let occupied = match state.keys.entry(Arc::clone(key)) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Occupied {
-                    turn: number,
-                    waiters: VecDeque::new(),
-                    outage: None,
-                });
-                Arrival::First(Turn::new(self, key, number))
+                let present = Arc::new(Waiter::contending(number, terms));
+                vacant.insert(Occupied::new(Arc::clone(&present)));
+                drop(state);
+                return Arrival::First(Turn::new(self, key, present));
             }
-            Entry::Occupied(mut occupied) => {
-                let (call, called) = oneshot::channel();
-                occupied.get_mut().waiters.push_back(Waiter {
-                    number,
-                    terms: *terms,
-                    arrived: Instant::now(),
-                    call,
-                });
-                Arrival::Behind(Place {
-                    queues: Arc::clone(self),
-                    key: Arc::clone(key),
-                    number,
-                    called,
-                    was_called: false,
-                })
-            }
+            Entry::Occupied(occupied) => occupied.into_mut(),
+        };
+        let waiter = Arc::new(Waiter::waiting(number, terms));
+        occupied.push(Arc::clone(&waiter));
+        if !mem::replace(&mut occupied.is_watched, true) {
+            state.to_watch.push(Arc::clone(key));
+            drop(state);
+            self.somebody_waits.notify_one();
         }
+        Arrival::Behind(Place {
+            queues: Arc::clone(self),
+            key: Arc::clone(key),
+            waiter,
+            was_called: false,
+        })
     }
 
     /// Takes the turn if nobody has it or waits for it.
@@ -167,7 +163,7 @@ impl<L> Queues<L> {
     fn note_outage(&self, key: &Arc<str>, turn: u64, since: Instant, fault: &Fault) {
         let now = Instant::now();
         let mut state = self.state.lock();
-        let Some(occupied) = state.keys.get_mut(key).filter(|o| o.turn == turn) else {
+        let Some(occupied) = state.keys.get_mut(key).filter(|o| o.is_turn(turn)) else {
             return;
         };
         let fault = fault.clone();
@@ -175,21 +171,19 @@ impl<L> Queues<L> {
             since,
             fault: fault.clone(),
         });
-        let (out_of_time, waiting): (VecDeque<_>, _) = std::mem::take(&mut occupied.waiters)
-            .into_iter()
-            .partition(|w| now >= w.arrived.max(since) + w.terms.give_up_after);
-        occupied.waiters = waiting;
+        let out_of_time = occupied
+            .remove_if(|waiter| now >= waiter.arrived.max(since) + waiter.terms.give_up_after);
         drop(state);
         for waiter in out_of_time {
-            // One who left meanwhile needs no answer.
-            drop(waiter.call.send(Called::Outage(fault.clone())));
+            // One that left meanwhile needs no answer.
+            drop(waiter.call(Called::Outage(fault.clone())));
         }
     }
 
     fn note_answer(&self, key: &Arc<str>, turn: u64) {
         let mut state = self.state.lock();
         if let Some(occupied) = state.keys.get_mut(key)
-            && occupied.turn == turn
+            && occupied.is_turn(turn)
         {
             occupied.outage = None;
         }
@@ -199,7 +193,7 @@ impl<L> Queues<L> {
     pub(crate) fn has_waiters(&self, key: &Arc<str>) -> bool {
         let state = self.state.lock();
         let occupied = state.keys.get(key);
-        occupied.is_some_and(|occupied| !occupied.waiters.is_empty())
+        occupied.is_some_and(Occupied::has_waiters)
     }
 
     /// Whether a lease could be handed to the first waiter (Q4).
@@ -209,12 +203,15 @@ impl<L> Queues<L> {
     }
 
     /// Calls the first waiter, to hand him a lease; the turn is his from now on.
-    pub(crate) fn call_next(&self, key: &Arc<str>, turn: u64, terms: &Terms) -> Option<Waiter<L>> {
+    pub(crate) fn call_next(
+        &self,
+        key: &Arc<str>,
+        turn: u64,
+        terms: &Terms,
+    ) -> Option<Arc<Waiter<L>>> {
         let mut state = self.state.lock();
         let occupied = state.next(key, turn, terms)?;
-        let waiter = occupied.waiters.pop_front()?;
-        occupied.turn = waiter.number;
-        Some(waiter)
+        occupied.advance()
     }
 
     /// Ends a turn, if it is the present one (Q2).
@@ -225,21 +222,22 @@ impl<L> Queues<L> {
             let Some(occupied) = state.keys.get_mut(key) else {
                 return;
             };
-            if occupied.turn != present {
+            if !occupied.is_turn(present) {
                 return;
             }
-            let Some(waiter) = occupied.waiters.pop_front() else {
-                state.keys.remove(key);
+            let Some(waiter) = occupied.advance() else {
+                let gone = state.keys.remove(key);
+                drop(state);
+                drop(gone);
                 return;
             };
-            occupied.turn = waiter.number;
             let outage = occupied.outage.as_ref();
             let silent_since = outage.map(|outage| outage.since.max(waiter.arrived));
             drop(state);
-            let mut turn = Turn::new(self, key, waiter.number);
+            let mut turn = Turn::new(self, key, Arc::clone(&waiter));
             turn.silent_since = silent_since;
-            match waiter.call.send(Called::Turn(turn)) {
-                // Q3: he has left; it is as if he had ended his turn at once.
+            match waiter.call(Called::Turn(turn)) {
+                // Q3: it has left; it is as if it had ended its turn at once.
                 Err(Called::Turn(mut turn)) => present = turn.keep(),
                 _ => return,
             }
@@ -253,11 +251,12 @@ impl<L> Queues<L> {
         let waiters: Vec<_> = state
             .keys
             .values_mut()
-            .flat_map(|occupied| occupied.waiters.drain(..))
+            .flat_map(|occupied| occupied.take_waiters())
             .collect();
         drop(state);
-        // Dropping a call unanswered is the answer.
-        drop(waiters);
+        for waiter in waiters {
+            waiter.turn_away();
+        }
     }
 
     /// How many keys somebody of this process holds or contends for.
@@ -270,15 +269,17 @@ impl<L> Queues<L> {
 impl<L> State<L> {
     /// The queue of a key, if `turn` is the present one and the first who still waits would take a
     /// lease on these terms.
-    fn next(&mut self, key: &Arc<str>, turn: u64, terms: &Terms) -> Option<&mut Occupied<L>> {
+    fn next(
+        &mut self,
+        key: &Arc<str>,
+        turn: u64,
+        terms: &Terms,
+    ) -> Option<&mut Occupied<Called<L>>> {
         let occupied = self.keys.get_mut(key)?;
-        if occupied.turn != turn {
+        if !occupied.is_turn(turn) {
             return None;
         }
-        while occupied.waiters.front()?.call.is_closed() {
-            occupied.waiters.pop_front();
-        }
-        let fits = occupied.waiters.front()?.terms.shares_lease_with(terms);
+        let fits = occupied.first()?.terms.shares_lease_with(terms);
         fits.then_some(occupied)
     }
 }
@@ -294,18 +295,24 @@ impl<L> fmt::Debug for Queues<L> {
 pub(crate) struct Turn<L> {
     queues: Arc<Queues<L>>,
     key: Arc<str>,
-    number: Option<u64>,
+    /// `None` once it is kept.
+    owner: Option<Arc<Waiter<L>>>,
     silent_since: Option<Instant>,
 }
 
 impl<L> Turn<L> {
-    fn new(queues: &Arc<Queues<L>>, key: &Arc<str>, number: u64) -> Self {
+    fn new(queues: &Arc<Queues<L>>, key: &Arc<str>, owner: Arc<Waiter<L>>) -> Self {
         Self {
             queues: Arc::clone(queues),
             key: Arc::clone(key),
-            number: Some(number),
+            owner: Some(owner),
             silent_since: None,
         }
+    }
+
+    /// Who is to be polled while it has the turn (Q6).
+    pub(crate) fn owner(&self) -> Option<Arc<Waiter<L>>> {
+        self.owner.clone()
     }
 
     /// Since when the store has not answered, while its owner waited, as far as is known.
@@ -316,30 +323,35 @@ impl<L> Turn<L> {
     /// Tells those behind that the store does not answer, and has not since (Q5).
     pub(crate) fn note_outage(&mut self, since: Instant, fault: &Fault) {
         self.silent_since = Some(since);
-        if let Some(number) = self.number {
-            self.queues.note_outage(&self.key, number, since, fault);
+        if let Some(owner) = &self.owner {
+            self.queues
+                .note_outage(&self.key, owner.number, since, fault);
         }
     }
 
     /// The store has answered.
     pub(crate) fn note_answer(&mut self) {
         if self.silent_since.take().is_some()
-            && let Some(number) = self.number
+            && let Some(owner) = &self.owner
         {
-            self.queues.note_answer(&self.key, number);
+            self.queues.note_answer(&self.key, owner.number);
         }
     }
 
     /// Leaves the turn's end to whoever has its number.
     pub(crate) fn keep(&mut self) -> u64 {
-        self.number.take().unwrap_or_default()
+        self.owner.take().map_or(0, |owner| {
+            owner.finish();
+            owner.number
+        })
     }
 }
 
 impl<L> Drop for Turn<L> {
     fn drop(&mut self) {
-        if let Some(number) = self.number.take() {
-            self.queues.vacate(&self.key, number);
+        if let Some(owner) = self.owner.take() {
+            owner.finish();
+            self.queues.vacate(&self.key, owner.number);
         }
     }
 }
@@ -348,8 +360,7 @@ impl<L> Drop for Turn<L> {
 pub(crate) struct Place<L> {
     queues: Arc<Queues<L>>,
     key: Arc<str>,
-    number: u64,
-    called: oneshot::Receiver<Called<L>>,
+    waiter: Arc<Waiter<L>>,
     was_called: bool,
 }
 
@@ -358,12 +369,23 @@ impl<L> Place<L> {
     ///
     /// # Cancel safety
     ///
-    /// A call that is on its way when this is dropped stays in the channel, and what it carries
-    /// goes on to the next when the channel is dropped (Q3).
+    /// A call that was not taken up when this is dropped goes on to the next with the drop of the
+    /// place (Q3).
     pub(crate) async fn called(&mut self) -> Option<Called<L>> {
-        let called = (&mut self.called).await.ok();
-        self.was_called = true;
-        called
+        let is_to_contend = |called: &_| matches!(called, Called::Turn(_));
+        loop {
+            let heard = poll_fn(|context| self.waiter.poll_called(context, is_to_contend)).await;
+            self.was_called = true;
+            match heard {
+                Heard::Called(called) => return Some(called),
+                Heard::Closed => return None,
+                Heard::Missed => match self.queues.enter(&self.key, &self.waiter.terms) {
+                    Arrival::First(turn) => return Some(Called::Turn(turn)),
+                    Arrival::Behind(place) => *self = place,
+                    Arrival::Closed => return None,
+                },
+            }
+        }
     }
 }
 
@@ -373,15 +395,13 @@ impl<L> Drop for Place<L> {
             return;
         }
         let mut state = self.queues.state.lock();
-        let left = state.keys.get_mut(&self.key).and_then(|occupied| {
-            // In the order of their numbers.
-            let waiters = &mut occupied.waiters;
-            let place = waiters.binary_search_by_key(&self.number, |waiter| waiter.number);
-            waiters.remove(place.ok()?)
-        });
+        let (is_uncalled, rest) = self.waiter.leave();
+        if is_uncalled && let Some(occupied) = state.keys.get_mut(&self.key) {
+            occupied.note_left(self.waiter.number);
+        }
         drop(state);
-        // Wakes him who waited, which is not to happen under the lock.
-        drop(left);
+        // Wakes the next, or frees the task that waited: neither is to happen under the lock.
+        drop(rest);
     }
 }
 

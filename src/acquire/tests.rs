@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use super::*;
-use crate::acquire::queue::Queues;
+use crate::acquire::queue::{Queues, reclaim};
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
 use crate::backend::faulty::{Faulty, Nobody, Trouble};
@@ -29,6 +29,7 @@ fn context(store: &Arc<Faulty>, clock: Clock) -> Context {
     let turns = Arc::clone(&queues) as _;
     let wakeups = Arc::new(Wakeups::default());
     let engine = Engine::start(backend, wakeups, clock, settings, turns).unwrap();
+    engine.driver.spawn(reclaim::run(Arc::clone(&queues)));
     Context { engine, queues }
 }
 

@@ -20,8 +20,8 @@ const GONE_WAITERS: usize = 4096;
 
 #[derive(Default)]
 pub(crate) struct Wakeups {
-    /// The contender of each key: there is one at most.
-    waiting: Mutex<HashMap<Arc<str>, Arc<Slot>>>,
+    /// The contenders of each key: more than one only if an earlier one was not polled (Q6).
+    waiting: Mutex<HashMap<Arc<str>, Vec<Arc<Slot>>>>,
     /// The contenders that left the register last, the newest in front: a heartbeat of theirs may
     /// yet run.
     gone: Mutex<VecDeque<Arc<Claim>>>,
@@ -68,7 +68,8 @@ impl Wakeups {
         });
         let key = Arc::clone(claim.key.name());
         let mut waiting = self.waiting.lock();
-        waiting.insert(Arc::clone(&key), Arc::clone(&slot));
+        let slots = waiting.entry(Arc::clone(&key)).or_default();
+        slots.push(Arc::clone(&slot));
         Listener {
             wakeups: Arc::clone(self),
             key,
@@ -81,6 +82,7 @@ impl Wakeups {
         let waiting = self.waiting.lock();
         waiting
             .values()
+            .flatten()
             .map(|slot| Arc::clone(&slot.claim))
             .collect()
     }
@@ -108,7 +110,7 @@ impl Wakeups {
             Some(key) => waiting.get(key).into_iter().collect::<Vec<_>>(),
             None => waiting.values().collect(),
         };
-        for slot in slots {
+        for slot in slots.into_iter().flatten() {
             let mut news = slot.news.lock();
             news.nudge = news.nudge.max(Some(nudge));
             slot.arrived.notify_one();
@@ -157,9 +159,9 @@ impl Signals for Wakeups {
 
     fn granted(&self, grant: Grant) {
         let waiting = self.waiting.lock();
-        if let Some(slot) = waiting.get(&*grant.key)
-            && *slot.claim.value == *grant.value
-        {
+        let slots = waiting.get(&*grant.key);
+        let is_for = |slot: &&Arc<Slot>| *slot.claim.value == *grant.value;
+        if let Some(slot) = slots.and_then(|slots| slots.iter().find(is_for)) {
             slot.news.lock().grant = Some(grant);
             slot.arrived.notify_one();
             return;
@@ -237,11 +239,11 @@ impl Drop for Listener {
         // Before it leaves the register: see `granted`.
         self.wakeups.note_gone(&self.slot.claim);
         let mut waiting = self.wakeups.waiting.lock();
-        if waiting
-            .get(&self.key)
-            .is_some_and(|slot| Arc::ptr_eq(slot, &self.slot))
-        {
-            waiting.remove(&self.key);
+        if let Some(slots) = waiting.get_mut(&self.key) {
+            slots.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
+            if slots.is_empty() {
+                waiting.remove(&self.key);
+            }
         }
     }
 }

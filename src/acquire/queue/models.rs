@@ -279,3 +279,112 @@ fn p1_of_three_in_a_row_one_holds_at_a_time() {
         assert_eq!(queues.len(), 0, "Q1");
     });
 }
+
+/// Takes the turn from whoever has it and is not polled meanwhile, as after a second (Q6).
+fn reclaim(queues: &Arc<Queues<Baton>>) {
+    if let Some(waiter) = queues.watched(&key()) {
+        waiter.ask();
+        queues.reclaim(&key(), &waiter);
+    }
+}
+
+#[test]
+fn p11_a_turn_that_is_taken_back_as_it_is_taken_up_is_given_once() {
+    loom::model(|| {
+        let (queues, turn) = queues();
+        let late = behind(&queues);
+        let next = behind(&queues);
+        drop(turn);
+        let reclaimer = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || reclaim(&queues))
+        };
+        let taker = thread::spawn(move || take_turn(late).expect("nobody closed"));
+        take_turn(next).expect("Q3");
+        reclaimer.join().unwrap();
+        taker.join().unwrap();
+        assert_eq!(queues.len(), 0, "Q1");
+    });
+}
+
+#[test]
+fn p1_a_lease_that_is_taken_back_as_it_is_taken_up_is_held_once() {
+    loom::model(|| {
+        let (queues, turn) = queues();
+        let late = behind(&queues);
+        let next = behind(&queues);
+        drop(Baton::new(&queues, turn));
+        let reclaimer = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || reclaim(&queues))
+        };
+        let taker = thread::spawn(move || take_turn(late).expect("nobody closed"));
+        take_turn(next).expect("Q3");
+        reclaimer.join().unwrap();
+        taker.join().unwrap();
+        assert_eq!(queues.len(), 0, "Q1");
+    });
+}
+
+#[test]
+fn p9_a_lease_that_is_taken_back_as_its_last_waiter_leaves_ends() {
+    loom::model(|| {
+        let (queues, turn) = queues();
+        let leaver = behind(&queues);
+        drop(Baton::new(&queues, turn));
+        let leaving = thread::spawn(move || drop(leaver));
+        reclaim(&queues);
+        leaving.join().unwrap();
+        assert_eq!(queues.len(), 0, "Q1");
+    });
+}
+
+/// The contender goes on beside the next, and its own end changes nothing then (Q2).
+#[test]
+fn p11_a_contender_whose_turn_is_taken_as_it_ends_it_calls_one_waiter() {
+    loom::model(|| {
+        let (queues, mut turn) = queues();
+        let next = behind(&queues);
+        let last = behind(&queues);
+        let reclaimer = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || reclaim(&queues))
+        };
+        let contender = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || queues.vacate(&key(), turn.keep()))
+        };
+        for mut place in [next, last] {
+            let called = block_on(place.called()).expect("nobody closed");
+            assert!(matches!(called, Called::Turn(_)));
+            drop(called);
+        }
+        reclaimer.join().unwrap();
+        contender.join().unwrap();
+        assert_eq!(queues.len(), 0, "Q1");
+    });
+}
+
+#[test]
+fn closing_turns_away_one_whose_turn_is_taken_back() {
+    loom::model(|| {
+        let (queues, turn) = queues();
+        let late = behind(&queues);
+        let waiter = behind(&queues);
+        drop(turn);
+        let closer = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || queues.close())
+        };
+        let reclaimer = {
+            let queues = Arc::clone(&queues);
+            thread::spawn(move || reclaim(&queues))
+        };
+        // Called or turned away, but never left alone.
+        take_turn(late);
+        take_turn(waiter);
+        closer.join().unwrap();
+        reclaimer.join().unwrap();
+        assert_eq!(queues.len(), 0, "Q1");
+    });
+}

@@ -1,3 +1,7 @@
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use super::reclaim::Watch;
 use super::*;
 
 fn key() -> Arc<str> {
@@ -107,10 +111,138 @@ fn a_lease_is_not_handed_past_a_waiter_with_other_options() {
     let queues = Arc::new(Queues::default());
     let number = first(&queues).keep();
     let other = Terms {
-        ttl: std::time::Duration::from_secs(1),
+        ttl: Duration::from_secs(1),
         ..terms()
     };
     let _first = queues.enter(&key(), &other);
     let _second = behind(&queues);
     assert!(queues.call_next(&key(), number, &terms()).is_none(), "Q4");
+}
+
+/// How long it takes until `count` waiters of one key have left in any order: the best of three.
+fn time_of_leaving(count: usize) -> Duration {
+    let times = (0..3).map(|_| {
+        let queues = Arc::new(Queues::default());
+        let _turn = first(&queues);
+        let mut places: Vec<Place> = (0..count).map(|_| behind(&queues)).collect();
+        fastrand::shuffle(&mut places);
+        let began = std::time::Instant::now();
+        drop(places);
+        began.elapsed()
+    });
+    times.min().unwrap_or_default()
+}
+
+#[test]
+fn leaving_costs_about_the_same_however_many_wait() {
+    let few = time_of_leaving(20_000);
+    let many = time_of_leaving(80_000);
+    // In proportion it would be 4 times as long; if each had to pass all others, 16 times.
+    assert!(many < few * 9, "{many:?} against {few:?}");
+}
+
+/// Polls a place once.
+fn poll(place: &mut Place) -> Poll<Option<Called<&'static str>>> {
+    let mut context = Context::from_waker(Waker::noop());
+    std::pin::pin!(place.called()).as_mut().poll(&mut context)
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn p11_a_call_that_is_not_taken_up_for_a_second_goes_on() {
+    let queues = Arc::new(Queues::default());
+    let (turn, mut unpolled, mut next) = (first(&queues), behind(&queues), behind(&queues));
+    let (mut watch, began) = (Watch::default(), Instant::now());
+    drop(turn);
+    assert!(watch.look(&queues, began));
+    watch.look(&queues, began + SECOND * 9 / 10);
+    assert!(poll(&mut next).is_pending());
+    watch.look(&queues, began + SECOND);
+    let Poll::Ready(Some(Called::Turn(turn))) = poll(&mut next) else {
+        panic!("Q6: the next is called");
+    };
+    assert!(poll(&mut unpolled).is_pending(), "it waits again");
+    drop(turn);
+    let Poll::Ready(Some(Called::Turn(turn))) = poll(&mut unpolled) else {
+        panic!("it is called again");
+    };
+    drop(turn);
+    assert_eq!(queues.len(), 0, "Q1");
+    assert!(!watch.look(&queues, began + SECOND), "nobody is watched");
+}
+
+#[test]
+fn p9_a_lease_that_is_not_taken_up_is_taken_back_though_nobody_waits() {
+    let lease = Arc::new(());
+    let queues = Arc::new(super::Queues::default());
+    let Arrival::First(mut turn) = queues.enter(&key(), &terms()) else {
+        panic!("somebody is there");
+    };
+    let Arrival::Behind(place) = queues.enter(&key(), &terms()) else {
+        panic!("nobody is there");
+    };
+    let waiter = queues.call_next(&key(), turn.keep(), &terms()).unwrap();
+    waiter.hand(Arc::clone(&lease)).unwrap();
+    let (mut watch, began) = (Watch::default(), Instant::now());
+    watch.look(&queues, began);
+    assert_eq!(Arc::strong_count(&lease), 2);
+    watch.look(&queues, began + SECOND);
+    assert_eq!(Arc::strong_count(&lease), 1, "Q6: it was dropped");
+    drop(place);
+}
+
+#[test]
+fn a_contender_that_is_not_polled_has_its_turn_ended() {
+    let queues = Arc::new(Queues::default());
+    let (turn, mut next) = (first(&queues), behind(&queues));
+    let owner = turn.owner().unwrap();
+    let (mut watch, mut now) = (Watch::default(), Instant::now());
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..10 {
+        watch.look(&queues, now);
+        now += SECOND;
+        owner.note_poll(&mut context);
+    }
+    assert!(poll(&mut next).is_pending(), "it was polled");
+    watch.look(&queues, now);
+    watch.look(&queues, now + SECOND);
+    let Poll::Ready(Some(Called::Turn(next))) = poll(&mut next) else {
+        panic!("Q6: the next contends beside it");
+    };
+    drop(turn);
+    assert_eq!(queues.len(), 1, "Q2: the turn is the next one's");
+    drop(next);
+    assert_eq!(queues.len(), 0, "Q1");
+}
+
+#[test]
+fn a_holder_and_those_who_wait_for_it_need_not_be_polled() {
+    let queues = Arc::new(Queues::default());
+    let number = first(&queues).keep();
+    let mut waiter = behind(&queues);
+    assert!(poll(&mut waiter).is_pending());
+    let (mut watch, began) = (Watch::default(), Instant::now());
+    for seconds in 0..10 {
+        assert!(watch.look(&queues, began + SECOND * seconds));
+    }
+    assert!(poll(&mut waiter).is_pending());
+    queues.vacate(&key(), number);
+    assert!(matches!(
+        poll(&mut waiter),
+        Poll::Ready(Some(Called::Turn(_)))
+    ));
+}
+
+#[test]
+fn a_key_is_watched_only_while_somebody_waits() {
+    let queues = Arc::new(Queues::default());
+    let _turn = first(&queues);
+    let (mut watch, now) = (Watch::default(), Instant::now());
+    for _ in 0..2 {
+        assert!(!watch.look(&queues, now));
+        let place = behind(&queues);
+        assert!(watch.look(&queues, now));
+        drop(place);
+    }
 }
