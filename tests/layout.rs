@@ -34,7 +34,7 @@ const LAYERS: [&str; 63] = [
     "backend/quorum/repair.rs",
     "backend/quorum/release.rs",
     "backend/quorum/fence.rs",
-    "backend/quorum/look.rs",
+    "backend/quorum/holder.rs",
     "backend/quorum/mod.rs",
     "backend/quorum/fake.rs",
     "backend/quorum/seat.rs",

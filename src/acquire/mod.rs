@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::acquire::outage::Outage;
 use crate::acquire::queue::{Arrival, Called, Turn};
 use crate::acquire::wakeup::{Listener, Nudge};
-use crate::backend::{Attempt, Claim, Fences, Look};
+use crate::backend::{Attempt, Availability, Claim, Fences};
 use crate::backoff::Backoff;
 use crate::error::Error;
 use crate::fault::{Cause, Fault};
@@ -167,13 +167,13 @@ impl<'a> Contender<'a> {
             return self.wait_in_queue(end, &mut outage).await;
         }
         loop {
-            let look = match &listener {
-                Some(listener) => self.look(listener, &outage).await?,
-                None => Ok(Look::Free),
+            let availability = match &listener {
+                Some(listener) => self.availability(listener, &outage).await?,
+                None => Ok(Availability::Free),
             };
-            let attempt = match look {
-                Ok(Look::Free) => self.attempt(&outage).await?,
-                Ok(Look::Held { ttl }) => {
+            let attempt = match availability {
+                Ok(Availability::Free) => self.attempt(&outage).await?,
+                Ok(Availability::Held { ttl }) => {
                     comeback = first_polls();
                     Ok(Attempt::Held { ttl })
                 }
@@ -250,17 +250,17 @@ impl<'a> Contender<'a> {
         self.unless_closed(attempt).await
     }
 
-    /// Looks whether another attempt is worth making, with all changes so far in view.
-    async fn look(
+    /// Asks whether another attempt is worth making, with all changes so far in view.
+    async fn availability(
         &self,
         listener: &Listener,
         outage: &Outage,
-    ) -> Result<Result<Look, Fault>, Error> {
+    ) -> Result<Result<Availability, Fault>, Error> {
         let engine = &self.context.engine;
         let within = outage.bound(engine.settings.command_timeout);
         listener.heed();
-        let look = engine.backend.look(&self.claim, within);
-        self.unless_closed(look).await
+        let asked = engine.backend.availability(&self.claim, within);
+        self.unless_closed(asked).await
     }
 
     /// Waits before the next try at a server that did not answer, or gives up.

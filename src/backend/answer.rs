@@ -57,7 +57,7 @@ pub(crate) enum Attempt {
 
 /// How a lock looks to one that was refused.
 #[derive(Debug)]
-pub(crate) enum Look {
+pub(crate) enum Availability {
     Free,
     /// As [`Attempt::Held`].
     Held {

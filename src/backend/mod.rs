@@ -29,7 +29,7 @@ use tokio::runtime::{self, Handle};
 use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
-    Attempt, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
+    Attempt, Availability, Beat, Fences, Freed, Grant, Kept, Renewal, Standing,
 };
 pub(crate) use crate::backend::claim::Claim;
 use crate::fault::Fault;
@@ -64,8 +64,12 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     ) -> Answer<'a, Attempt>;
 
     /// Looks whether an attempt would be refused, where one that is refused disturbs others.
-    fn look<'a>(&'a self, _claim: &'a Claim, _within: Duration) -> Answer<'a, Look> {
-        Box::pin(ready(Ok(Look::Free)))
+    fn availability<'a>(
+        &'a self,
+        _claim: &'a Claim,
+        _within: Duration,
+    ) -> Answer<'a, Availability> {
+        Box::pin(ready(Ok(Availability::Free)))
     }
 
     /// Gives up on a claim for good: sends a release behind each request that may yet set its key.

@@ -36,7 +36,7 @@
 #[cfg(test)]
 mod fake;
 mod fence;
-mod look;
+mod holder;
 mod member;
 mod release;
 mod renew;
@@ -53,7 +53,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind,
+    Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -253,8 +253,8 @@ impl Backend for Quorum {
 
     /// What an attempt sets at a minority, only to take it back, wakes all others that wait, and
     /// may be in the way of a repair.
-    fn look<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Look> {
-        Box::pin(self.look(&claim.key, within.min(claim.ttl / SHARE_OF_TTL)))
+    fn availability<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Availability> {
+        Box::pin(self.availability(&claim.key, within.min(claim.ttl / SHARE_OF_TTL)))
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {

@@ -268,22 +268,28 @@ async fn a_lost_race_is_undone_where_it_was_granted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_look_tells_whether_a_majority_is_free() {
+async fn a_contender_is_told_whether_a_majority_is_free() {
     let f = Fixture::new(3);
-    let look = async || f.quorum.look(&f.key, WITHIN).await;
-    assert!(matches!(look().await, Ok(Look::Free)));
+    let availability = async || f.quorum.availability(&f.key, WITHIN).await;
+    assert!(matches!(availability().await, Ok(Availability::Free)));
     let claim = f.granted("a").await;
     let memory = &f.fakes[0].memory;
     memory.release(&claim, WITHIN).await.unwrap();
-    assert!(matches!(look().await, Ok(Look::Held { ttl: Some(_) })));
+    assert!(matches!(
+        availability().await,
+        Ok(Availability::Held { ttl: Some(_) })
+    ));
     // What is silent is not free.
     f.fakes[1].fail(true);
-    assert!(matches!(look().await, Ok(Look::Held { ttl: Some(_) })));
+    assert!(matches!(
+        availability().await,
+        Ok(Availability::Held { ttl: Some(_) })
+    ));
     f.fakes[2].fail(true);
-    assert!(look().await.is_err());
+    assert!(availability().await.is_err());
     f.fakes[1].fail(false);
     f.fakes[1].memory.release(&claim, WITHIN).await.unwrap();
-    assert!(matches!(look().await, Ok(Look::Free)));
+    assert!(matches!(availability().await, Ok(Availability::Free)));
     for fake in &f.fakes {
         assert_eq!(fake.calls("acquire"), 1);
     }

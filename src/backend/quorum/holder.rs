@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::Look;
+use crate::backend::Availability;
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, smallest};
 use crate::fault::Fault;
@@ -15,7 +15,11 @@ use crate::owner::Holder;
 impl Quorum {
     /// Whether an attempt would be refused: it would if no majority of the servers is free, a
     /// silent one counted as not.
-    pub(super) async fn look(&self, key: &Arc<Key>, within: Duration) -> Result<Look, Fault> {
+    pub(super) async fn availability(
+        &self,
+        key: &Arc<Key>,
+        within: Duration,
+    ) -> Result<Availability, Fault> {
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
             let (seat, key) = (Arc::clone(seat), Arc::clone(key));
@@ -35,7 +39,7 @@ impl Quorum {
                 Err(fault) => faults.push(fault),
             }
             if free >= self.majority {
-                return Ok(Look::Free);
+                return Ok(Availability::Free);
             }
             if ttls.len() > self.minority() {
                 break;
@@ -48,7 +52,7 @@ impl Quorum {
             return Err(self.no_majority(&faults));
         }
         let missing = self.majority - free;
-        Ok(Look::Held {
+        Ok(Availability::Held {
             ttl: smallest(ttls, missing),
         })
     }
