@@ -51,7 +51,8 @@
 //!   the request was handed to the connection + TTL − (TTL/100 + 2 ms).
 //!   [`is_lost`](LockGuard::is_lost) turns true then by the clock alone.
 //! * **P4 prompt token** [`lost`](LockGuard::lost) fires at the deadline even if every thread of
-//!   the caller's runtime is blocked, and at once when Redis says that the key is not ours.
+//!   the caller's runtime is blocked or a subscriber of `tracing` stalls or panics, and at once
+//!   when Redis says that the key is not ours.
 //! * **P5 final** A guard that is lost stays lost; after that nothing is renewed.
 //! * **P6 owner only** Renewing and releasing touch only our own value, which is new for each
 //!   acquisition in Redis. A guard that passed its lease on to a waiter of the same process can no

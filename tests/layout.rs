@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 63] = [
+const LAYERS: [&str; 65] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -42,6 +42,7 @@ const LAYERS: [&str; 63] = [
     "backend/quorum/round.rs",
     "backend/node/queue.rs",
     "backend/call.rs",
+    "backend/held.rs",
     "backend/node.rs",
     "backend/rights.rs",
     "backend/doubt.rs",
@@ -52,6 +53,7 @@ const LAYERS: [&str; 63] = [
     "backend/push.rs",
     "backend/verdict.rs",
     "backend/health.rs",
+    "backend/echo.rs",
     "backend/script.rs",
     "backend/faulty.rs",
     "backend/memory.rs",

@@ -217,18 +217,75 @@ async fn p4_a_forced_release_fires_the_token_of_our_own_guard() {
     within(BEFORE_RENEWAL, "the token", guard.lost().cancelled()).await;
 }
 
+/// Renewals enough for a connection to know whether the server echoes them.
+const RENEWALS: usize = 5;
+
 #[tokio::test]
-async fn a_change_that_leaves_the_key_ours_loses_nothing() {
+async fn p4_a_theft_fires_the_token_of_a_guard_that_was_renewed_many_times() {
+    let server = Server::start();
+    let locker = connect(&server).await;
+    for theft in THEFTS {
+        let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+        for _ in 0..RENEWALS {
+            guard.renew().await.unwrap();
+        }
+        expect_loss(&server, guard, theft).await;
+    }
+}
+
+/// Shortens the life of a guard's key, and waits until it is long again.
+fn expect_repair(server: &Server, key: &str) {
+    let () = server.command(&["PEXPIRE", key, "5000"]);
+    let start = Instant::now();
+    while server.command::<u64>(&["PTTL", key]) < 25_000 {
+        assert!(start.elapsed() < SOON, "it is not repaired");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_whose_life_was_shortened_is_repaired_long_before_the_next_renewal() {
     let server = Server::start();
     let locker = connect(&server).await;
     let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
-    let before = scripts(&server);
-    let () = server.command(&["PEXPIRE", guard.key(), "20000"]);
+    for _ in 0..RENEWALS {
+        expect_repair(&server, guard.key());
+        guard.renew().await.unwrap();
+    }
+    assert!(!guard.is_lost());
+}
+
+#[test]
+fn the_drivers_connection_hears_of_changes_after_many_renewals() {
+    let server = Server::start();
+    let locker = blocking::Locker::connect(server.url()).unwrap();
+    let guard = locker.lock(unique_key()).ttl(TTL).lock().unwrap();
+    for _ in 0..RENEWALS {
+        guard.renew().unwrap();
+        expect_repair(&server, guard.key());
+    }
+    let start = Instant::now();
+    Theft::Steal.commit(&server, guard.key());
+    while !guard.lost().is_cancelled() {
+        assert!(start.elapsed() < BEFORE_RENEWAL, "late");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test]
+async fn a_change_that_leaves_the_key_ours_is_looked_at_and_loses_nothing() {
+    let server = Server::start();
+    let locker = connect(&server).await;
+    let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+    // So that the server knows the script.
+    let () = server.command(&["PEXPIRE", guard.key(), "50000"]);
+    eventually("a look", || server.calls("pttl") > 0).await;
+    let (before, writes) = (scripts(&server), server.calls("pexpire"));
+    let () = server.command(&["PEXPIRE", guard.key(), "60000"]);
     eventually("it was looked at", || scripts(&server) > before).await;
-    eventually("it was extended", || {
-        server.command::<u64>(&["PTTL", guard.key()]) > 25_000
-    })
-    .await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(server.calls("pexpire"), writes + 1, "only the foreign one");
+    assert_eq!(scripts(&server), before + 1, "one look");
     assert!(!guard.is_lost());
 }
 

@@ -36,6 +36,9 @@ enum Step {
     },
     ForceRelease,
     Holder,
+    Look {
+        value: u8,
+    },
     /// Another library's holder, with or without a TTL.
     Foreign {
         ttl: Option<usize>,
@@ -47,6 +50,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let value = 0..3_u8;
+    let looker = value.clone();
     let ttl = 0..TTLS.len();
     prop_oneof![
         4 => (value.clone(), ttl.clone(), 0..5_u64, 1..20_u64).prop_map(
@@ -56,6 +60,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => value.prop_map(|value| Step::Release { value }),
         1 => Just(Step::ForceRelease),
         1 => Just(Step::Holder),
+        1 => looker.prop_map(|value| Step::Look { value }),
         1 => proptest::option::of(ttl).prop_map(|ttl| Step::Foreign { ttl }),
         1 => Just(Step::LoseLock),
         1 => Just(Step::LoseFence),
@@ -112,8 +117,9 @@ impl Model {
                 None => Answer::Number(-1),
                 Some((held, left)) if *held == name(value) => {
                     // P7: never shorter.
+                    let is_short = left.is_none_or(|left| left <= TTLS[ttl]);
                     *left = Some(left.unwrap_or(0).max(TTLS[ttl]));
-                    Answer::Number(1)
+                    Answer::Number(if is_short { 1 } else { 2 })
                 }
                 Some(_) => Answer::Number(0),
             },
@@ -124,6 +130,11 @@ impl Model {
             Step::Release { .. } => Answer::Number(0),
             Step::ForceRelease => Answer::Number(self.held.take().is_some().into()),
             Step::Holder => Answer::Holder(self.held.clone()),
+            Step::Look { value } => Answer::Number(match &self.held {
+                None => -2,
+                Some((_, left)) if self.holds(value) => left.map_or(-1, |left| left as i64),
+                Some(_) => -3,
+            }),
             Step::Foreign { ttl } => {
                 self.held = Some(("theirs".to_owned(), ttl.map(|ttl| TTLS[ttl])));
                 Answer::None
@@ -171,6 +182,11 @@ impl Real<'_> {
         }
     }
 
+    fn lives_for(&mut self, key: &str) -> u64 {
+        let left: i64 = self.connection.pttl(key).unwrap();
+        left as u64
+    }
+
     fn apply(&mut self, step: &Step) -> Answer {
         let (key, fence) = (self.key.clone(), self.fence.clone());
         match *step {
@@ -191,7 +207,14 @@ impl Real<'_> {
                     other => panic!("{other:?}"),
                 }
             }
-            Step::Renew { value, ttl } => self.number(RENEW, &[name(value), TTLS[ttl].to_string()]),
+            Step::Renew { value, ttl } => {
+                let answer = self.number(RENEW, &[name(value), TTLS[ttl].to_string()]);
+                // The model has no clock, and may not see the millisecond that has passed.
+                match answer {
+                    Answer::Number(2) if self.lives_for(&key) <= TTLS[ttl] => Answer::Number(1),
+                    answer => answer,
+                }
+            }
             Step::Release { value } => {
                 let numbers = [FLOOR, FENCE_TTL].map(|n| n.to_string());
                 let nothing_back = [String::new(), String::new()];
@@ -211,6 +234,11 @@ impl Real<'_> {
                 },
                 other => panic!("{other:?}"),
             }),
+            Step::Look { value } => match self.run(LOOK, &[&key], &[name(value)]) {
+                Value::Int(pttl @ 0..) => Answer::Number(set_as(pttl).map_or(-1, |set| set as i64)),
+                Value::Int(number) => Answer::Number(number),
+                other => panic!("{other:?}"),
+            },
             Step::Foreign { ttl } => {
                 let _: () = self.connection.set(&key, "theirs").unwrap();
                 if let Some(ttl) = ttl {
@@ -296,4 +324,29 @@ fn p8_a_release_gives_back_its_own_reservation_only() {
     assert_eq!(counter_after(FLOOR + 50, &used, &reserved), FLOOR + 10);
     // Somebody else has numbers beyond: a release that runs late must not take those back.
     assert_eq!(counter_after(FLOOR + 60, &used, &reserved), FLOOR + 60);
+}
+
+#[test]
+fn p13_a_replica_that_is_behind_does_not_say_that_the_lock_is_lost() {
+    let server = Server::start();
+    let mut client = server.client();
+    let look = |client: &mut Connection, key: &str| -> Result<i64, redis::RedisError> {
+        let mut eval = redis::cmd("EVAL");
+        eval.arg(LOOK).arg(1).arg(key).arg("ours").query(client)
+    };
+    let () = client.set("lock", "ours").unwrap();
+    let () = client.set("stolen", "theirs").unwrap();
+    let () = client.hset("hash", "field", "theirs").unwrap();
+    assert_eq!(look(&mut client, "lock").unwrap(), -1);
+    assert_eq!(look(&mut client, "stolen").unwrap(), -3);
+    assert_eq!(look(&mut client, "gone").unwrap(), -2);
+    let error = look(&mut client, "hash").unwrap_err().to_string();
+    assert!(error.contains("WRONGTYPE"), "{error}");
+    // Of a master that cannot be reached.
+    let () = server.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    assert_eq!(look(&mut client, "lock").unwrap(), -1);
+    for key in ["stolen", "gone", "hash"] {
+        let error = look(&mut client, key).unwrap_err();
+        assert_eq!(error.code(), Some("READONLY"), "{key}: {error}");
+    }
 }

@@ -119,9 +119,10 @@ async fn an_idle_guard_is_three_requests_per_ttl() {
     let locker = locker(&server).await;
     let ttl = Duration::from_millis(1500);
     let lock = locker.lock(unique_key()).ttl(ttl);
-    // So that the server knows the scripts.
-    let guard = lock.lock().await.unwrap();
-    guard.renew().await.unwrap();
+    // So that the server knows the scripts, and the locker the server: whether it echoes.
+    let often = lock.clone().renew_every(ttl / 30);
+    let guard = often.lock().await.unwrap();
+    eventually("some renewals", || server.calls("pexpire") > 5).await;
     guard.release().await.unwrap();
     let before = calls(&mut connection);
     let guard = lock.lock().await.unwrap();
@@ -138,6 +139,33 @@ async fn an_idle_guard_is_three_requests_per_ttl() {
         (due - 1..=most).contains(&renewals),
         "{renewals} of {due} to {most}: {spent:?}"
     );
+}
+
+/// Also on servers that tell a client of what its own scripts write, in spite of NOLOOP.
+#[tokio::test]
+async fn fifty_idle_guards_are_fifty_requests_a_second() {
+    const GUARDS: usize = 50;
+    const MOST: f64 = 60.0;
+    let server = Server::start();
+    let mut connection = server.client();
+    let locker = locker(&server).await;
+    let ttl = Duration::from_secs(3);
+    let mut guards: Vec<LockGuard> = Vec::new();
+    for _ in 0..GUARDS {
+        let lock = locker.lock(unique_key()).ttl(ttl);
+        guards.push(lock.lock().await.unwrap());
+    }
+    // What the locker has to learn of the server it has learnt with the first renewals.
+    tokio::time::sleep(ttl).await;
+    let before = calls(&mut connection);
+    let began = Instant::now();
+    tokio::time::sleep(3 * ttl).await;
+    let spent = between(&before, &calls(&mut connection));
+    let seconds = began.elapsed().as_secs_f64();
+    let scripts = ["evalsha", "eval"].map(|name| spent.get(name).copied().unwrap_or_default());
+    let rate = scripts.iter().sum::<i64>() as f64 / seconds;
+    assert!(rate <= MOST, "{rate} requests a second: {spent:?}");
+    assert!(guards.iter().all(|guard| !guard.is_lost()));
 }
 
 #[tokio::test]

@@ -101,6 +101,18 @@ pub(crate) enum Kept {
     PassedOn,
 }
 
+/// The answer to a look at a lock.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// `until`: the key lives at least until then. `None` if a renewal has something to mend: the
+    /// key has no TTL, or a server of a quorum lost it.
+    Ours {
+        until: Option<Moment>,
+    },
+    Removed,
+    Stolen,
+}
+
 /// The answer to a renewal. "Unknown" is a [`Fault`].
 #[derive(Debug)]
 pub(crate) enum Renewal {

@@ -24,16 +24,33 @@ impl Node {
         arguments: &script::Arguments<'_>,
         within: Duration,
     ) -> Result<Reply, Failure> {
+        let (reply, ()) = self
+            .call_noted(script, keys, arguments, within, |_| ())
+            .await?;
+        Ok(reply)
+    }
+
+    /// As [`call`](Self::call), with a note taken of each try before it is sent. That of a try
+    /// that failed is dropped.
+    pub(super) async fn call_noted<N>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &script::Arguments<'_>,
+        within: Duration,
+        note: impl Fn(&Arc<Connection>) -> N,
+    ) -> Result<(Reply, N), Failure> {
         let until = Instant::now() + within;
         let mut tries = TRIES;
         loop {
             tries -= 1;
             let connection = self.way(until, within).await?;
             let way = Arc::clone(&connection);
+            let note = note(&way);
             let reply = self.call_over(connection, script, keys, arguments, until);
             match reply.await {
                 Err(Failure::Fault(_)) if tries > 0 && way.is_broken() => {}
-                reply => return reply,
+                reply => return reply.map(|reply| (reply, note)),
             }
         }
     }

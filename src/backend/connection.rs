@@ -10,6 +10,7 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
+use crate::backend::echo::Echoes;
 use crate::backend::health::Health;
 use crate::backend::verdict::{Verdict, is_forbidden, mentions};
 use crate::fault::{Cause, Fault};
@@ -32,6 +33,10 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    pub(crate) fn echoes(&self) -> &Echoes {
+        &self.health.echoes
+    }
+
     /// The runtime that drives this connection.
     pub(crate) fn runtime(&self) -> &Handle {
         &self.runtime

@@ -75,6 +75,10 @@ impl Connections {
         self.opener.server()
     }
 
+    pub(crate) fn signals(&self) -> &Arc<dyn Signals> {
+        self.opener.signals()
+    }
+
     /// The present runtime's connection, opened if there is none that works.
     pub(crate) async fn get(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
         let patience = until.saturating_duration_since(Instant::now());

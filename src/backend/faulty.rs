@@ -11,7 +11,7 @@ use tokio::runtime::{self, Handle};
 
 use crate::backend::memory::Memory;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Grant, Kept, Queue, Renewal, SentBehind,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Grant, Kept, Look, Queue, Renewal, SentBehind,
     Signals,
 };
 use crate::fault::{Cause, Fault};
@@ -42,7 +42,7 @@ pub(crate) enum Trouble {
     Hang,
     /// It is carried out, and never answered.
     HangAfter,
-    /// It is not carried out; a renewal says that the key is gone, a release that it was not ours.
+    /// It is not carried out; a renewal or a look says that the key is gone, a release that it was not ours.
     Lie,
     /// It is carried out and answered, but not at the first poll.
     Dawdle,
@@ -61,6 +61,7 @@ struct State {
     always: Option<Trouble>,
     acquires: u32,
     renewals: u32,
+    looks: u32,
     releases: u32,
     /// Values of which some acquire was not answered.
     doubts: HashSet<Arc<str>>,
@@ -95,6 +96,10 @@ impl Faulty {
 
     pub(crate) fn renewals(&self) -> u32 {
         self.state.lock().renewals
+    }
+
+    pub(crate) fn looks(&self) -> u32 {
+        self.state.lock().looks
     }
 
     pub(crate) fn releases(&self) -> u32 {
@@ -194,6 +199,15 @@ impl Backend for Faulty {
             let trouble = self.trouble(|state| &mut state.renewals);
             let call = Box::pin(async move { self.memory.renew(claim, within).await });
             let lie = Some(Renewal::Removed);
+            self.answer(trouble, within, lie, call).await
+        })
+    }
+
+    fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {
+        Box::pin(async move {
+            let trouble = self.trouble(|state| &mut state.looks);
+            let call = Box::pin(async move { self.memory.look(claim, within).await });
+            let lie = Some(Look::Removed);
             self.answer(trouble, within, lie, call).await
         })
     }

@@ -1,9 +1,11 @@
-//! What is known of a connection's health.
+//! What is known of a connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+
+use crate::backend::echo::Echoes;
 
 /// How many requests may time out one after the other, with no answer to anything in between,
 /// before the connection is taken for dead.
@@ -11,6 +13,7 @@ const SILENCES_BEFORE_REOPENING: u32 = 2;
 
 #[derive(Default)]
 pub(crate) struct Health {
+    pub(crate) echoes: Echoes,
     broken: AtomicBool,
     /// It was opened to the end.
     used: AtomicBool,
@@ -28,6 +31,13 @@ struct Silence {
 }
 
 impl Health {
+    pub(crate) fn new(echoes: Echoes) -> Self {
+        Self {
+            echoes,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
 };
 use crate::key::Key;
 use crate::lease::clock::{Clock, Moment};
@@ -80,6 +80,17 @@ impl Memory {
         }
     }
 
+    fn look_at(&self, claim: &Claim) -> Look {
+        let mut store = self.store.lock();
+        match store.live(&claim.key, self.clock.now()) {
+            None => Look::Removed,
+            Some(entry) if entry.value != claim.value => Look::Stolen,
+            Some(entry) => Look::Ours {
+                until: Some(entry.expires),
+            },
+        }
+    }
+
     /// Nobody but this locker knows these locks, so nobody else waits.
     fn try_keep(&self, claim: &Claim, fences: u64) -> Kept {
         match self.try_renew(claim) {
@@ -143,6 +154,10 @@ impl Backend for Memory {
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, _within: Duration) -> Answer<'a, Renewal> {
         Box::pin(ready(Ok(self.try_renew(claim))))
+    }
+
+    fn look<'a>(&'a self, claim: &'a Arc<Claim>, _within: Duration) -> Answer<'a, Look> {
+        Box::pin(ready(Ok(self.look_at(claim))))
     }
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, _within: Duration) -> Answer<'a, Freed> {

@@ -6,9 +6,11 @@ pub(crate) mod claim;
 pub(crate) mod connection;
 pub(crate) mod connections;
 pub(crate) mod doubt;
+pub(crate) mod echo;
 #[cfg(test)]
 pub(crate) mod faulty;
 pub(crate) mod health;
+pub(crate) mod held;
 pub(crate) mod memory;
 pub(crate) mod node;
 pub(crate) mod opening;
@@ -29,7 +31,7 @@ use tokio::runtime::{self, Handle};
 use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
-    Attempt, Availability, Beat, Fences, Freed, Grant, Kept, Renewal, Standing,
+    Attempt, Availability, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
 };
 pub(crate) use crate::backend::claim::Claim;
 use crate::fault::Fault;
@@ -90,6 +92,9 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// Extends the lock if it is ours; never shortens and never creates it (P7).
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal>;
+
+    /// Looks whether the lock is ours, and until when. Changes nothing.
+    fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look>;
 
     /// Frees the lock if it is ours (P6). Idempotent.
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;

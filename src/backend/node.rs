@@ -19,7 +19,7 @@ use crate::backend::reply::{Reply, remaining};
 use crate::backend::rights;
 use crate::backend::script::{self, Argument, Script};
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
 };
 use crate::fault::Fault;
 use crate::key::Key;
@@ -205,25 +205,11 @@ impl Backend for Node {
     }
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
-        Box::pin(async move {
-            let arguments = [
-                Argument::Text(&claim.value),
-                Argument::Number(claim.ttl_millis()),
-            ];
-            let reply = self
-                .call(&script::RENEW, &[claim.key.name()], &arguments, within)
-                .await;
-            match reply {
-                Ok(reply) => match reply.number()? {
-                    1 => Ok(Renewal::Renewed {
-                        deadline: claim.deadline(reply.sent),
-                    }),
-                    0 => Ok(Renewal::Stolen),
-                    _ => Ok(Renewal::Removed),
-                },
-                Err(failure) => Err(self.fault(failure)),
-            }
-        })
+        Box::pin(self.renew(claim, within))
+    }
+
+    fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {
+        Box::pin(self.look(claim, within))
     }
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {

@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::backend::Signals;
 use crate::backend::connection::{Connection, Failure, no_answer};
+use crate::backend::echo::{Echoes, Evidence};
 use crate::backend::health::Health;
 use crate::backend::push::Watcher;
 use crate::backend::verdict::{Refusal, Verdict, declines, wants_no_user_name};
@@ -53,6 +54,8 @@ pub(super) struct Opener {
     swallowed: AtomicBool,
     opened: AtomicU64,
     said_deaf: AtomicBool,
+    /// Whether the server tells of our own writes.
+    evidence: Arc<Evidence>,
 }
 
 impl Opener {
@@ -77,7 +80,12 @@ impl Opener {
             swallowed: AtomicBool::new(false),
             opened: AtomicU64::new(0),
             said_deaf: AtomicBool::new(false),
+            evidence: Arc::default(),
         })
+    }
+
+    pub(super) fn signals(&self) -> &Arc<dyn Signals> {
+        &self.signals
     }
 
     pub(super) fn server(&self) -> &Arc<str> {
@@ -182,7 +190,7 @@ impl Opener {
         settings: RedisConnectionInfo,
         until: Instant,
     ) -> Result<Result<Connection, RedisError>, Fault> {
-        let health = Arc::new(Health::default());
+        let health = Arc::new(Health::new(Echoes::from(&self.evidence)));
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)

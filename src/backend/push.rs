@@ -43,6 +43,7 @@ impl Watcher {
                     // A key that is not UTF-8 is not one of ours.
                     if let Value::BulkString(key) = key
                         && let Ok(key) = std::str::from_utf8(key)
+                        && self.health.echoes.hear(key)
                     {
                         self.signals.changed(Some(key), self.concerned());
                     }

@@ -73,6 +73,7 @@ scripts! {
     HOLDER = "holder.lua";
     KEEP = "writable.lua" "fence.lua" "queue.lua" "keep.lua";
     LEAVE = "writable.lua" "fence.lua" "queue.lua" "leave.lua";
+    LOOK = "writable.lua" "look.lua";
     PROBE = "probe.lua";
     RAISE = "writable.lua" "fence.lua" "raise.lua",
         if "quorum_no_owner_check" then "local last = redis.call('GET', KEYS[2]) if last and tonumber(last) >= tonumber(ARGV[2]) then return tonumber(last) <= tonumber(ARGV[3]) and 1 or 0 end if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[4]) return 1";

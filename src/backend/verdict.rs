@@ -106,12 +106,6 @@ const REFUSALS_IN_WORDS: [&str; 14] = [
     "user_script",
 ];
 
-/// Whether the key holds something that is not a string, and so not ours.
-pub(crate) fn is_wrong_type(fault: &Fault) -> bool {
-    let error = fault.cause.downcast_ref::<RedisError>();
-    error.is_some_and(|error| mentions(error, "WRONGTYPE"))
-}
-
 /// In which words a server does not know a command.
 const UNKNOWN_COMMAND: [&str; 2] = ["unknown command", "unsupported command"];
 

@@ -29,8 +29,7 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::backend::verdict::is_wrong_type;
-use crate::backend::{Backend, Claim, Renewal};
+use crate::backend::{Backend, Claim, Look, Renewal};
 use crate::events::{emit, tell_elsewhere};
 use crate::fault::Fault;
 use crate::lease::Lease;
@@ -367,7 +366,7 @@ impl Driver {
                 extend: false,
                 within,
             } => {
-                tokio::spawn(Arc::clone(self).confirm(id, claim, within));
+                tokio::spawn(Arc::clone(self).look(id, claim, within));
             }
         }
     }
@@ -377,16 +376,15 @@ impl Driver {
         self.settle(id, answer, true);
     }
 
-    /// Asks whether the key is ours, for a holder that renews by himself.
-    async fn confirm(self: Arc<Self>, id: u64, claim: Arc<Claim>, within: Duration) {
-        let answer = match self.backend.holder(&claim.key, within).await {
-            Ok(Some(holder)) if holder.value == claim.value.as_bytes() => {
-                let early = self.roster.lock().confirmed(id, self.clock.now());
+    /// Asks whether the key is ours still.
+    async fn look(self: Arc<Self>, id: u64, claim: Arc<Claim>, within: Duration) {
+        let answer = match self.backend.look(&claim, within).await {
+            Ok(Look::Ours { until }) => {
+                let early = self.roster.lock().looked(id, until, self.clock.now());
                 return self.wake_if(early);
             }
-            Ok(Some(_)) => Ok(Renewal::Stolen),
-            Ok(None) => Ok(Renewal::Removed),
-            Err(fault) if is_wrong_type(&fault) => Ok(Renewal::Stolen),
+            Ok(Look::Removed) => Ok(Renewal::Removed),
+            Ok(Look::Stolen) => Ok(Renewal::Stolen),
             Err(fault) => Err(fault),
         };
         self.settle(id, answer, true);

@@ -37,14 +37,14 @@ pub(crate) struct Watch {
     pub(super) renew_every: Option<Duration>,
     /// Until when Redis granted the claim, whatever the holder's `max_hold`.
     pub(super) granted_until: Moment,
-    pub(super) attend_at: Moment,
+    pub(super) renew_at: Moment,
+    /// When to ask whether the key is ours still, without extending it.
+    pub(super) look_at: Moment,
     pub(super) in_flight: bool,
     /// The holder lets go: he asked Redis to keep the claim or to pass it on.
     pub(super) is_ceded: bool,
     /// Redis told of a change while a request was under way that may have run before it.
     pub(super) again: bool,
-    /// The next question asks without extending.
-    pub(super) only_look: bool,
     /// `None`: unsure, so every sign of a change counts.
     pub(super) ear: Option<Ear>,
     pub(super) wake: Moment,
@@ -67,11 +67,11 @@ impl Watch {
             turn,
             renew_every,
             granted_until,
-            attend_at: Moment::NEVER,
+            renew_at: Moment::NEVER,
+            look_at: Moment::NEVER,
             in_flight: false,
             is_ceded: false,
             again: false,
-            only_look: false,
             ear: Some(ear),
             wake: Moment::NEVER,
         };
@@ -84,35 +84,52 @@ impl Watch {
     /// It changes nothing in Redis, so that it does not stir up those who wait.
     pub(crate) fn granted_by_push(mut self, now: Moment) -> Self {
         self.ear = None;
-        self.only_look = true;
-        self.attend_at = now + FIRST_LOOK;
+        self.look_at = now + FIRST_LOOK;
         self
     }
 
     pub(super) fn plan_renewal(&mut self, now: Moment) {
         let Some(every) = self.renew_every else {
-            self.attend_at = Moment::NEVER;
             return;
         };
-        self.attend_at = self.claim.sent(self.granted_until) + every;
-        if self.attend_at <= now {
+        self.renew_at = self.claim.sent(self.granted_until) + every;
+        if self.renew_at <= now {
             // Granted for less than the TTL, or answered late.
-            self.attend_at = now + every.min(self.granted_until.since(now) / 3);
+            self.renew_at = now + every.min(self.granted_until.since(now) / 3);
         }
     }
 
+    /// Plans to ask again what came to no answer.
     pub(super) fn plan_retry(&mut self, now: Moment) {
         let every = self.renew_every.unwrap_or(self.claim.ttl / 3);
         let wait = (every / RETRIES_PER_RENEWAL).clamp(SHORTEST_RETRY, LONGEST_RETRY);
-        self.attend_at = now + jittered(wait);
+        let retry_at = now + jittered(wait);
+        if self.renew_at <= now {
+            self.renew_at = retry_at;
+        } else {
+            self.look_at = retry_at;
+        }
     }
 
     pub(super) fn wants_attention(&self, now: Moment) -> bool {
+        !self.in_flight && (self.wants_renewal(now) || self.look_at <= now)
+    }
+
+    fn wants_renewal(&self, now: Moment) -> bool {
         let early = match self.renew_every {
             Some(every) if self.ear.is_some() => GATHER.min(every / GATHER_SHARE),
             _ => Duration::ZERO,
         };
-        !self.in_flight && self.attend_at.minus(early) <= now
+        self.renew_at.minus(early) <= now
+    }
+
+    /// Notes that Redis is asked now; says whether for a renewal, which is a look as well.
+    pub(super) fn ask(&mut self, now: Moment) -> bool {
+        let extend = self.wants_renewal(now);
+        self.in_flight = true;
+        self.look_at = Moment::NEVER;
+        self.ear = Some(Ear::Driver);
+        extend
     }
 
     pub(super) fn next_wake(&self) -> Moment {
@@ -120,7 +137,7 @@ impl Watch {
         if self.in_flight {
             deadline
         } else {
-            deadline.min(self.attend_at)
+            deadline.min(self.renew_at).min(self.look_at)
         }
     }
 
@@ -129,20 +146,36 @@ impl Watch {
         !self.is_ceded && self.lease.is_lost()
     }
 
-    /// Has Redis asked at once.
+    /// Has Redis asked at once, for a look: a renewal could be what was told of (see
+    /// `backend/echo.rs`), and would be told of again.
     pub(super) fn doubt(&mut self, now: Moment) {
         if self.in_flight {
             self.again = true;
         } else {
-            self.attend_at = now;
+            self.look_at = now;
         }
     }
 
-    pub(super) fn answered(&mut self, now: Moment) {
+    /// The claim was extended.
+    pub(super) fn renewed(&mut self, now: Moment) {
         self.plan_renewal(now);
+        self.answered(now);
+    }
+
+    /// The key is ours until then at least, as far as can be told; it was not extended. If that is
+    /// less than was granted, somebody has shortened its life.
+    pub(super) fn looked(&mut self, until: Option<Moment>, now: Moment) {
+        let is_short = until.is_none_or(|until| until < self.granted_until);
+        if is_short && self.renew_every.is_some() {
+            self.renew_at = now;
+        }
+        self.answered(now);
+    }
+
+    fn answered(&mut self, now: Moment) {
         // A caller's answer may be older than the change, and the driver's question, too.
         if !self.in_flight && std::mem::take(&mut self.again) {
-            self.attend_at = now;
+            self.look_at = now;
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::lease::watch::{Ear, GATHER, SHORTEST_RETRY, Watch};
 pub(crate) enum Due {
     /// The lease is over: tell.
     Lost(Watch),
-    /// Ask Redis about the claim; and extend it, unless the holder does that.
+    /// Ask Redis about the claim, and perhaps extend it.
     Question {
         id: u64,
         claim: Arc<Claim>,
@@ -180,12 +180,11 @@ impl Roster {
                 continue;
             }
             if watch.wants_attention(now) {
-                watch.in_flight = true;
-                watch.ear = Some(Ear::Driver);
+                let extend = watch.ask(now);
                 due.push(Due::Question {
                     id,
                     claim: Arc::clone(&watch.claim),
-                    extend: watch.renew_every.is_some() && !std::mem::take(&mut watch.only_look),
+                    extend,
                     // Three tries fit into what is left of the lease.
                     within: command_timeout
                         .min(watch.lease.remaining() / 3)
@@ -222,19 +221,19 @@ impl Roster {
         watch.ear = Some(ear);
         // W2: a caller's answer says nothing of a question of the driver's.
         watch.in_flight &= !asked_by_driver;
-        watch.answered(now);
+        watch.renewed(now);
         watch.lease.forget_failure();
         watch.lease.extend(deadline);
         self.refile(id)
     }
 
-    /// The key still holds the claim's value; it was not extended.
-    pub(crate) fn confirmed(&mut self, id: u64, now: Moment) -> bool {
+    /// The key still holds the claim's value, until then at least; it was not extended.
+    pub(crate) fn looked(&mut self, id: u64, until: Option<Moment>, now: Moment) -> bool {
         let Some(watch) = self.entries.get_mut(&id) else {
             return false;
         };
         watch.in_flight = false;
-        watch.answered(now);
+        watch.looked(until, now);
         self.refile(id)
     }
 
@@ -264,168 +263,4 @@ impl Roster {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::key::Key;
-    use crate::lease::clock::Clock;
-
-    const TTL: Duration = Duration::from_millis(300);
-    const EVERY: Duration = Duration::from_millis(100);
-    const TIMEOUT: Duration = Duration::from_secs(1);
-
-    struct Fixture {
-        clock: Clock,
-        roster: Roster,
-    }
-
-    impl Fixture {
-        fn new() -> Self {
-            Self {
-                clock: Clock::manual(),
-                roster: Roster::default(),
-            }
-        }
-
-        fn watch(&mut self, renew_every: Option<Duration>) -> (u64, Arc<Lease>) {
-            let key = Arc::new(Key::new("", "k".to_owned()));
-            let claim = Arc::new(Claim::new(Arc::clone(&key), "v".into(), TTL));
-            let deadline = claim.deadline(self.clock.now());
-            let lease = Arc::new(Lease::new(self.clock.clone(), key, 1, deadline, None));
-            let watch = Watch::new(
-                Arc::clone(&lease),
-                claim,
-                0,
-                deadline,
-                renew_every,
-                Ear::Caller,
-                self.clock.now(),
-            );
-            let (id, _) = self.roster.insert(watch).unwrap();
-            (id, lease)
-        }
-
-        fn due(&mut self) -> Vec<Due> {
-            self.roster.due(self.clock.now(), TIMEOUT)
-        }
-    }
-
-    #[test]
-    fn nothing_is_due_before_the_first_renewal() {
-        let mut f = Fixture::new();
-        f.watch(Some(EVERY));
-        f.clock.advance(EVERY * 9 / 10);
-        assert!(f.due().is_empty());
-        f.clock.advance(EVERY / 10);
-        assert!(matches!(f.due()[..], [Due::Question { .. }]));
-        assert!(f.due().is_empty(), "W2: one at a time");
-    }
-
-    #[test]
-    fn a_renewal_under_way_does_not_hide_the_deadline() {
-        let mut f = Fixture::new();
-        let (_, lease) = f.watch(Some(EVERY));
-        f.clock.advance(EVERY);
-        assert!(matches!(f.due()[..], [Due::Question { .. }]));
-        f.clock.advance(lease.remaining());
-        assert!(matches!(f.due()[..], [Due::Lost(_)]));
-        assert!(f.due().is_empty(), "W1: told once");
-    }
-
-    #[test]
-    fn a_failed_renewal_is_tried_again_sooner() {
-        let mut f = Fixture::new();
-        let (id, _) = f.watch(Some(EVERY));
-        f.clock.advance(EVERY);
-        f.due();
-        let now = f.clock.now();
-        f.roster.unanswered(id, now);
-        let retry = f.roster.fall_asleep().unwrap().since(now);
-        assert!(retry > Duration::ZERO && retry < EVERY / 4, "{retry:?}");
-    }
-
-    #[test]
-    fn a_renewal_never_waits_longer_than_a_third_of_what_is_left() {
-        let mut f = Fixture::new();
-        f.watch(Some(EVERY));
-        f.clock.advance(EVERY * 2);
-        match f.due()[..] {
-            [Due::Question { within, .. }] => assert!(within <= EVERY / 3, "{within:?}"),
-            ref other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn without_renewal_the_only_wake_is_the_deadline() {
-        let mut f = Fixture::new();
-        let (_, lease) = f.watch(None);
-        assert_eq!(f.roster.fall_asleep(), Some(lease.deadline()));
-    }
-
-    #[test]
-    fn a_late_lease_does_not_wake_the_driver() {
-        let mut f = Fixture::new();
-        f.watch(Some(EVERY));
-        f.roster.fall_asleep();
-        f.clock.advance(EVERY / 2);
-        let key = Arc::new(Key::new("", "other".to_owned()));
-        let claim = Arc::new(Claim::new(Arc::clone(&key), "w".into(), TTL));
-        let deadline = claim.deadline(f.clock.now());
-        let lease = Arc::new(Lease::new(f.clock.clone(), key, 1, deadline, None));
-        let watch = Watch::new(
-            lease,
-            claim,
-            0,
-            deadline,
-            Some(EVERY),
-            Ear::Caller,
-            f.clock.now(),
-        );
-        let (_, wake) = f.roster.insert(watch).unwrap();
-        assert!(!wake);
-    }
-
-    #[test]
-    fn renewals_that_fall_due_together_go_out_together() {
-        let mut f = Fixture::new();
-        for _ in 0..100 {
-            f.watch(Some(EVERY));
-            f.clock.advance(Duration::from_micros(10));
-        }
-        f.clock.advance(EVERY - Duration::from_millis(1));
-        assert_eq!(f.due().len(), 100);
-    }
-
-    #[test]
-    fn p4_a_change_told_while_two_questions_are_under_way_is_asked_about() {
-        let mut f = Fixture::new();
-        let (id, lease) = f.watch(Some(EVERY));
-        f.clock.advance(EVERY);
-        assert_eq!(f.due().len(), 1);
-        let now = f.clock.now();
-        f.roster.changed(None, None, now);
-        for asked_by_driver in [false, true] {
-            let deadline = lease.deadline();
-            let ear = Ear::Caller;
-            f.roster.renewed(id, deadline, ear, asked_by_driver, now);
-        }
-        assert_eq!(f.due().len(), 1, "neither answer may be newer");
-    }
-
-    #[test]
-    fn a_closed_roster_takes_no_lease() {
-        let mut f = Fixture::new();
-        let (_, lease) = f.watch(Some(EVERY));
-        assert_eq!(f.roster.close().len(), 1);
-        let claim = Arc::new(Claim::new(Arc::clone(lease.key()), "v".into(), TTL));
-        let watch = Watch::new(
-            Arc::clone(&lease),
-            claim,
-            0,
-            lease.deadline(),
-            None,
-            Ear::Caller,
-            f.clock.now(),
-        );
-        assert!(f.roster.insert(watch).is_err());
-    }
-}
+mod tests;

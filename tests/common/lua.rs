@@ -15,6 +15,7 @@ pub const FORCE_RELEASE: &str = script!("fence.lua" "queue.lua" "force_release.l
 pub const HOLDER: &str = script!("holder.lua");
 pub const KEEP: &str = script!("writable.lua" "fence.lua" "queue.lua" "keep.lua");
 pub const LEAVE: &str = script!("writable.lua" "fence.lua" "queue.lua" "leave.lua");
+pub const LOOK: &str = script!("writable.lua" "look.lua");
 pub const RAISE: &str = script!("writable.lua" "fence.lua" "raise.lua");
 pub const RELEASE: &str = script!("writable.lua" "fence.lua" "queue.lua" "release.lua");
 pub const RENEW: &str = script!("writable.lua" "renew.lua");

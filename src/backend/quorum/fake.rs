@@ -13,7 +13,7 @@ use crate::backend::faulty::Nobody;
 use crate::backend::memory::Memory;
 use crate::backend::quorum::member::Member;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -185,6 +185,11 @@ impl Backend for Fake {
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
         let answer = async move { self.memory.renew(claim, within).await };
         Box::pin(self.pass("renew", within, answer))
+    }
+
+    fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {
+        let answer = async move { self.memory.look(claim, within).await };
+        Box::pin(self.pass("look", within, answer))
     }
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {

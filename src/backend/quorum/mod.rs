@@ -53,7 +53,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Queue, Renewal, SentBehind,
+    Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal,
+    SentBehind,
 };
 use crate::fault::{Cause, Fault};
 use crate::key::Key;
@@ -271,6 +272,10 @@ impl Backend for Quorum {
 
     fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
         Box::pin(self.renew(claim, within))
+    }
+
+    fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {
+        Box::pin(self.look(claim, within))
     }
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, timeout_at};
+
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, lease};
-use crate::backend::{Claim, Renewal};
+use crate::backend::{Claim, Look, Renewal};
 use crate::fault::Fault;
 
 impl Quorum {
@@ -53,6 +55,51 @@ impl Quorum {
             }
         }
         Err(self.no_majority(&faults))
+    }
+
+    /// Looks at the key on all servers. Who answers much later than the majority is not waited for.
+    pub(super) async fn look(&self, claim: &Arc<Claim>, within: Duration) -> Result<Look, Fault> {
+        let mut round = Round::new();
+        for (member, seat) in self.seats.iter().enumerate() {
+            let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
+            round.ask(
+                member,
+                async move { seat.member.look(&claim, within).await },
+            );
+        }
+        let mut untils = Vec::new();
+        let (mut removed, mut stolen) = (0, 0);
+        let mut faults = Vec::new();
+        let start = Instant::now();
+        let mut end = start + within * 2;
+        while let Ok(Some((_, answer))) = timeout_at(end, round.next()).await {
+            match answer {
+                Ok(Look::Ours { until }) => untils.push(until),
+                Ok(Look::Removed) => removed += 1,
+                Ok(Look::Stolen) => stolen += 1,
+                Err(fault) => faults.push(fault),
+            }
+            if removed + stolen > self.minority() {
+                self.abandon(claim, within);
+                return Ok(if stolen >= removed {
+                    Look::Stolen
+                } else {
+                    Look::Removed
+                });
+            }
+            if untils.len() == self.majority {
+                end = end.min(start + self.patience(start, &round));
+            }
+        }
+        if untils.len() < self.majority {
+            return Err(self.no_majority(&faults));
+        }
+        let untils: Option<Vec<_>> = untils.into_iter().collect();
+        Ok(Look::Ours {
+            until: untils
+                .filter(|_| removed == 0)
+                .map(|untils| lease(untils.into_iter(), self.majority)),
+        })
     }
 
     /// Undoes what a minority may have of a claim that is lost.

@@ -273,6 +273,23 @@ async fn an_old_failure_is_not_told_after_a_success() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn p4_a_change_is_looked_at_at_once_and_nothing_is_written() {
+    let f = Fixture::new();
+    let (_, lease) = f.hold("k", 1).await;
+    f.driver.changed(Some("k"), None);
+    sleep(TICK).await;
+    assert_eq!((f.store.looks(), f.store.renewals()), (1, 0));
+    assert!(!lease.is_lost());
+    let key = Arc::new(Key::new("", "k".to_owned()));
+    assert!(f.store.force_release(&key, TTL).await.unwrap());
+    f.driver.changed(Some("k"), None);
+    sleep(TICK).await;
+    assert!(lease.token().is_cancelled());
+    assert!(matches!(lease.lost_reason(), Some(LostReason::Removed)));
+    assert_eq!((f.store.looks(), f.store.renewals()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_driver_that_dies_loses_its_leases_and_closes_the_locker() {
     let f = Fixture::new();
     let (_, lease) = f.hold("k", 1).await;

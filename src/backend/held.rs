@@ -1,0 +1,90 @@
+//! What one server is asked about a lock that is held.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::connection::Connection;
+use crate::backend::node::Node;
+use crate::backend::reply::remaining;
+use crate::backend::script::{self, Argument};
+use crate::backend::{Claim, Look, Renewal, Signals};
+use crate::fault::Fault;
+use crate::lease::clock::Moment;
+
+impl Node {
+    pub(super) async fn renew(&self, claim: &Claim, within: Duration) -> Result<Renewal, Fault> {
+        let keys = [&**claim.key.name()];
+        let arguments = [
+            Argument::Text(&claim.value),
+            Argument::Number(claim.ttl_millis()),
+        ];
+        let begin = |way: &Arc<Connection>| self.begin_write(way, claim);
+        let called = self.call_noted(&script::RENEW, &keys, &arguments, within, begin);
+        let (reply, write) = called.await.map_err(|failure| self.fault(failure))?;
+        match reply.number()? {
+            1 => {
+                let deadline = claim.deadline(reply.sent);
+                write.done(deadline);
+                Ok(Renewal::Renewed { deadline })
+            }
+            0 => Ok(Renewal::Stolen),
+            _ => Ok(Renewal::Removed),
+        }
+    }
+
+    pub(super) async fn look(&self, claim: &Claim, within: Duration) -> Result<Look, Fault> {
+        let keys = [&**claim.key.name()];
+        let arguments = [Argument::Text(&claim.value)];
+        let called = self.call(&script::LOOK, &keys, &arguments, within);
+        let reply = called.await.map_err(|failure| self.fault(failure))?;
+        let look = match reply.number()? {
+            -3 => Look::Stolen,
+            -2 => Look::Removed,
+            ttl => Look::Ours {
+                until: remaining(ttl).map(|ttl| reply.sent + ttl),
+            },
+        };
+        let lives_until = match look {
+            Look::Ours { until } => until,
+            Look::Removed | Look::Stolen => None,
+        };
+        let echoes = reply.connection.echoes();
+        echoes.looked(claim.key.name(), lives_until);
+        Ok(look)
+    }
+
+    /// Notes that a request is about to be sent that may write a key that it reads.
+    fn begin_write(&self, way: &Arc<Connection>, claim: &Claim) -> Write {
+        let key = Arc::clone(claim.key.name());
+        way.echoes().begin(&key);
+        Write {
+            way: Arc::clone(way),
+            key,
+            signals: Arc::clone(self.connections.signals()),
+            lives_until: None,
+        }
+    }
+}
+
+/// A request that may write a lock key, and may be echoed, for as long as it is under way.
+struct Write {
+    way: Arc<Connection>,
+    key: Arc<str>,
+    signals: Arc<dyn Signals>,
+    lives_until: Option<Moment>,
+}
+
+impl Write {
+    /// It was carried out, and the key lives until then.
+    fn done(mut self, lives_until: Moment) {
+        self.lives_until = Some(lives_until);
+    }
+}
+
+impl Drop for Write {
+    fn drop(&mut self) {
+        if self.way.echoes().end(&self.key, self.lives_until) {
+            self.signals.changed(Some(&self.key), None);
+        }
+    }
+}
