@@ -44,6 +44,14 @@ async fn a_cycle_costs_each_server_one_request_a_step() {
         // The slowest server is told behind the scenes.
         eventually("all are free", || servers.with_key(lock.key()) == 0).await;
     };
+    // So that the locker knows whether the servers echo its renewals.
+    let often = lock.clone().renew_every(Duration::from_millis(20));
+    let guard = often.lock().await.unwrap();
+    eventually("some renewals", || {
+        servers.0.iter().all(|server| server.calls("pexpire") > 5)
+    })
+    .await;
+    guard.release().await.unwrap();
     cycle().await;
     let before: Vec<_> = servers.0.iter().map(|s| s.calls("evalsha")).collect();
     for _ in 0..CYCLES {

@@ -5,14 +5,15 @@
 //! key by a script that has read it is told that the key changed: once for each write, before the
 //! reply or right behind it.
 //!
-//! So an invalidation that comes with a write of ours may be its echo, and a look at the key tells:
-//! if nothing has changed, it was one. A server of which that was so twice, and never otherwise,
+//! So an invalidation that comes with a write of ours may be its echo, and a look at the key that
+//! begins later tells, unless we have written it again: if nothing has changed, it was one. A server of which that was so twice, and never otherwise,
 //! echoes: from then on one invalidation for each write is swallowed, on the connection of that
 //! write. Any further one is genuine, because the server sends one for each change. The first write
 //! without an echo ends that. So at worst a change is missed that somebody makes within
 //! [`LATENESS`] of one of our writes, at a server that was misjudged; the next renewal finds it.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ const PROOF: u32 = 2;
 const LATENESS: Duration = Duration::from_millis(10);
 /// So many keys are remembered until somebody looks at them.
 const SUSPECTS: usize = 64;
+/// Writes are counted by groups of keys, so that nothing is kept for each key.
+const GROUPS: usize = 64;
 
 /// What one connection hears of our own writes.
 #[derive(Default)]
@@ -46,18 +49,44 @@ struct State {
 #[derive(Default)]
 pub(crate) struct Evidence(Mutex<Proofs>);
 
-#[derive(Default)]
 struct Proofs {
-    /// Keys of which an invalidation may have been an echo, and until when they live if so.
-    suspects: HashMap<Arc<str>, Moment>,
+    /// Keys of which an invalidation may have been an echo.
+    suspects: HashMap<Arc<str>, Suspect>,
+    /// How many writes of each group of keys have begun.
+    writes: [u64; GROUPS],
     /// How many echoes were told from changes since the last write without one.
     count: u32,
+}
+
+impl Default for Proofs {
+    fn default() -> Self {
+        Self {
+            suspects: HashMap::new(),
+            writes: [0; GROUPS],
+            count: 0,
+        }
+    }
+}
+
+/// An invalidation that may have been an echo.
+struct Suspect {
+    since: Instant,
+    write: Write,
+}
+
+/// A write of ours.
+#[derive(Clone, Copy)]
+struct Write {
+    number: u64,
+    lives_until: Moment,
 }
 
 /// The writes of a key that are not answered yet.
 #[derive(Default)]
 struct Writes {
     count: u32,
+    /// The number of the last.
+    number: u64,
     /// How many invalidations may be their echoes.
     heard: u32,
 }
@@ -65,7 +94,7 @@ struct Writes {
 /// A write whose echo may come yet.
 struct Expected {
     key: Arc<str>,
-    lives_until: Moment,
+    write: Write,
     overdue: Instant,
 }
 
@@ -82,7 +111,9 @@ impl Echoes {
     pub(crate) fn begin(&self, key: &Arc<str>) {
         let mut state = self.state.lock();
         self.forget_overdue(&mut state);
-        state.under_way.entry(Arc::clone(key)).or_default().count += 1;
+        let writes = state.under_way.entry(Arc::clone(key)).or_default();
+        writes.count += 1;
+        writes.number = self.server.note_write(key);
     }
 
     /// The request has ended; if it was carried out, the key lives until then. Says whether an
@@ -99,18 +130,23 @@ impl Echoes {
         if was_heard && (lives_until.is_some() || is_surplus) {
             writes.heard -= 1;
         }
+        let number = writes.number;
         if writes.count == 0 {
             state.under_way.remove(key);
         }
         let Some(lives_until) = lives_until else {
             return is_surplus;
         };
+        let write = Write {
+            number,
+            lives_until,
+        };
         if was_heard {
-            self.server.suspect(key, lives_until);
+            self.server.suspect(key, write);
         } else {
             state.expected.push_back(Expected {
                 key: Arc::clone(key),
-                lives_until,
+                write,
                 overdue: Instant::now() + LATENESS,
             });
         }
@@ -123,7 +159,7 @@ impl Echoes {
         self.forget_overdue(&mut state);
         let place = state.expected.iter().position(|known| &*known.key == key);
         if let Some(expected) = place.and_then(|place| state.expected.remove(place)) {
-            self.server.suspect(&expected.key, expected.lives_until);
+            self.server.suspect(&expected.key, expected.write);
             return !self.server.is_proved();
         }
         match state.under_way.get_mut(key) {
@@ -135,15 +171,22 @@ impl Echoes {
         }
     }
 
-    /// Somebody looked at the key: it is ours and lives until then, or it is not.
-    pub(crate) fn looked(&self, key: &str, lives_until: Option<Moment>) {
+    /// Looked at the key: if it is ours, it lives until then.
+    pub(crate) fn looked(&self, key: &str, began: Instant, lives_until: Option<Moment>) {
         let mut proofs = self.server.0.lock();
-        if let Some(expected) = proofs.suspects.remove(key) {
-            if lives_until.is_some_and(|until| until >= expected) {
-                proofs.count += 1;
-            } else {
-                proofs.count = 0;
-            }
+        let suspect = proofs.suspects.get(key);
+        let Some(write) = suspect.filter(|s| s.since <= began).map(|s| s.write) else {
+            return;
+        };
+        proofs.suspects.remove(key);
+        // A key that is not ours any more may have been given up since.
+        let Some(lives_until) = lives_until else {
+            return;
+        };
+        if lives_until < write.lives_until {
+            proofs.count = 0;
+        } else if proofs.writes[group(key)] == write.number {
+            proofs.count += 1;
         }
     }
 
@@ -155,7 +198,7 @@ impl Echoes {
             .is_some_and(|first| first.overdue < now)
         {
             state.expected.pop_front();
-            *self.server.0.lock() = Proofs::default();
+            self.server.disprove();
         }
     }
 }
@@ -165,12 +208,34 @@ impl Evidence {
         self.0.lock().count >= PROOF
     }
 
-    fn suspect(&self, key: &Arc<str>, lives_until: Moment) {
+    fn disprove(&self) {
+        let mut proofs = self.0.lock();
+        proofs.count = 0;
+        proofs.suspects.clear();
+    }
+
+    fn note_write(&self, key: &str) -> u64 {
+        let mut proofs = self.0.lock();
+        let number = &mut proofs.writes[group(key)];
+        *number += 1;
+        *number
+    }
+
+    fn suspect(&self, key: &Arc<str>, write: Write) {
         let mut proofs = self.0.lock();
         if proofs.count < PROOF && proofs.suspects.len() < SUSPECTS {
-            proofs.suspects.insert(Arc::clone(key), lives_until);
+            let since = Instant::now();
+            proofs
+                .suspects
+                .insert(Arc::clone(key), Suspect { since, write });
         }
     }
+}
+
+fn group(key: &str) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish() as usize % GROUPS
 }
 
 #[cfg(test)]
@@ -190,7 +255,7 @@ mod tests {
             echoes.begin(&key());
             assert!(echoes.hear("k"), "it could be a theft, as far as is known");
             assert!(!echoes.end(&key(), LIFE));
-            echoes.looked("k", LIFE);
+            echoes.looked("k", Instant::now(), LIFE);
         }
         echoes
     }
@@ -214,7 +279,7 @@ mod tests {
             assert!(!echoes.end(&key(), LIFE));
             assert_eq!(echoes.hear("k"), round < PROOF);
             assert!(echoes.hear("k"), "the second is genuine");
-            echoes.looked("k", LIFE);
+            echoes.looked("k", Instant::now(), LIFE);
         }
     }
 
@@ -286,7 +351,28 @@ mod tests {
             echoes.begin(&key());
             assert!(!echoes.end(&key(), LIFE));
             assert!(echoes.hear("k"));
-            echoes.looked("k", Some(Moment::from_nanos(1)));
+            echoes.looked("k", Instant::now(), Some(Moment::from_nanos(1)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_began_before_or_after_another_write_proves_nothing() {
+        let early = Instant::now();
+        tokio::time::advance(LATENESS / 10).await;
+        for is_early in [false, true] {
+            let echoes = Echoes::default();
+            for _ in 0..5 * PROOF {
+                echoes.begin(&key());
+                assert!(echoes.hear("k"));
+                assert!(!echoes.end(&key(), LIFE));
+                if is_early {
+                    echoes.looked("k", early, LIFE);
+                } else {
+                    echoes.begin(&key());
+                    assert!(!echoes.end(&key(), None));
+                    echoes.looked("k", Instant::now(), LIFE);
+                }
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::backend::connection::Connection;
 use crate::backend::node::Node;
 use crate::backend::reply::remaining;
@@ -33,6 +35,7 @@ impl Node {
     }
 
     pub(super) async fn look(&self, claim: &Claim, within: Duration) -> Result<Look, Fault> {
+        let began = Instant::now();
         let keys = [&**claim.key.name()];
         let arguments = [Argument::Text(&claim.value)];
         let called = self.call(&script::LOOK, &keys, &arguments, within);
@@ -49,7 +52,7 @@ impl Node {
             Look::Removed | Look::Stolen => None,
         };
         let echoes = reply.connection.echoes();
-        echoes.looked(claim.key.name(), lives_until);
+        echoes.looked(claim.key.name(), began, lives_until);
         Ok(look)
     }
 

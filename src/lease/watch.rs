@@ -40,6 +40,8 @@ pub(crate) struct Watch {
     pub(super) renew_at: Moment,
     /// When to ask whether the key is ours still, without extending it.
     pub(super) look_at: Moment,
+    /// A look found less life than was granted, and no renewal was sent since.
+    is_short: bool,
     pub(super) in_flight: bool,
     /// The holder lets go: he asked Redis to keep the claim or to pass it on.
     pub(super) is_ceded: bool,
@@ -47,6 +49,9 @@ pub(crate) struct Watch {
     pub(super) again: bool,
     /// `None`: unsure, so every sign of a change counts.
     pub(super) ear: Option<Ear>,
+    /// When the last renewal over either's connection was answered.
+    caller_answered: Moment,
+    driver_answered: Moment,
     pub(super) wake: Moment,
 }
 
@@ -69,10 +74,13 @@ impl Watch {
             granted_until,
             renew_at: Moment::NEVER,
             look_at: Moment::NEVER,
+            is_short: false,
             in_flight: false,
             is_ceded: false,
             again: false,
             ear: Some(ear),
+            caller_answered: Moment::from_nanos(0),
+            driver_answered: Moment::from_nanos(0),
             wake: Moment::NEVER,
         };
         watch.plan_renewal(now);
@@ -120,13 +128,14 @@ impl Watch {
             Some(every) if self.ear.is_some() => GATHER.min(every / GATHER_SHARE),
             _ => Duration::ZERO,
         };
-        self.renew_at.minus(early) <= now
+        self.is_short || self.renew_at.minus(early) <= now
     }
 
     /// Notes that Redis is asked now; says whether for a renewal, which is a look as well.
     pub(super) fn ask(&mut self, now: Moment) -> bool {
         let extend = self.wants_renewal(now);
         self.in_flight = true;
+        self.is_short &= !extend;
         self.look_at = Moment::NEVER;
         self.ear = Some(Ear::Driver);
         extend
@@ -136,6 +145,8 @@ impl Watch {
         let deadline = self.lease.deadline();
         if self.in_flight {
             deadline
+        } else if self.is_short {
+            Moment::from_nanos(0)
         } else {
             deadline.min(self.renew_at).min(self.look_at)
         }
@@ -156,8 +167,20 @@ impl Watch {
         }
     }
 
-    /// The claim was extended.
-    pub(super) fn renewed(&mut self, now: Moment) {
+    /// The claim was extended until `deadline`, over `ear`'s connection.
+    pub(super) fn renewed(&mut self, deadline: Moment, ear: Ear, now: Moment) {
+        let others = match ear {
+            Ear::Caller => self.driver_answered,
+            Ear::Driver => self.caller_answered,
+        };
+        // Of two renewals that were under way together, either may have been the last to run.
+        let is_last = others <= self.claim.sent(deadline) && !self.in_flight;
+        self.ear = is_last.then_some(ear);
+        match ear {
+            Ear::Caller => self.caller_answered = now,
+            Ear::Driver => self.driver_answered = now,
+        }
+        self.granted_until = self.granted_until.max(deadline);
         self.plan_renewal(now);
         self.answered(now);
     }
@@ -166,9 +189,7 @@ impl Watch {
     /// less than was granted, somebody has shortened its life.
     pub(super) fn looked(&mut self, until: Option<Moment>, now: Moment) {
         let is_short = until.is_none_or(|until| until < self.granted_until);
-        if is_short && self.renew_every.is_some() {
-            self.renew_at = now;
-        }
+        self.is_short = is_short && self.renew_every.is_some();
         self.answered(now);
     }
 

@@ -217,11 +217,9 @@ impl Roster {
         let Some(watch) = self.entries.get_mut(&id) else {
             return false;
         };
-        watch.granted_until = watch.granted_until.max(deadline);
-        watch.ear = Some(ear);
         // W2: a caller's answer says nothing of a question of the driver's.
         watch.in_flight &= !asked_by_driver;
-        watch.renewed(now);
+        watch.renewed(deadline, ear, now);
         watch.lease.forget_failure();
         watch.lease.extend(deadline);
         self.refile(id)

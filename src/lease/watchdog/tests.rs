@@ -197,6 +197,20 @@ fn a_key_whose_life_was_shortened_is_renewed_at_once() {
     }
 }
 
+/// The answer may be older than the look.
+#[test]
+fn a_caller_that_renews_does_not_put_a_repair_off() {
+    let mut f = Fixture::new();
+    let (id, lease) = f.watch(Some(EVERY));
+    let now = f.clock.now();
+    f.roster.changed(None, None, now);
+    assert_eq!(extends(&f.due()), [false]);
+    f.roster.looked(id, Some(now + EVERY), now);
+    f.roster
+        .renewed(id, lease.deadline(), Ear::Caller, false, now);
+    assert_eq!(extends(&f.due()), [true]);
+}
+
 #[test]
 fn a_key_that_the_holder_renews_is_only_looked_at() {
     let mut f = Fixture::new();
@@ -217,6 +231,55 @@ fn a_look_that_fails_is_tried_again_as_a_look() {
     f.roster.unanswered(id, f.clock.now());
     f.clock.advance(EVERY / 4);
     assert_eq!(extends(&f.due()), [false]);
+}
+
+/// Whichever of them ran last, whoever hears of a change is listened to.
+#[test]
+fn p4_of_renewals_that_cross_neither_decides_who_hears_of_changes() {
+    let ears = [Ear::Caller, Ear::Driver];
+    for first in ears {
+        for heard in ears {
+            let mut f = Fixture::new();
+            let (id, lease) = f.watch(Some(EVERY));
+            f.clock.advance(EVERY);
+            assert_eq!(extends(&f.due()), [true]);
+            let deadline = lease.deadline() + EVERY;
+            let second = ears.into_iter().find(|ear| *ear != first).unwrap();
+            for ear in [first, second] {
+                f.clock.advance(EVERY / 20);
+                let by_driver = ear == Ear::Driver;
+                f.roster
+                    .renewed(id, deadline, ear, by_driver, f.clock.now());
+            }
+            f.roster.changed(None, Some(heard), f.clock.now());
+            assert_eq!(extends(&f.due()), [false], "{first:?}, {heard:?}");
+        }
+    }
+}
+
+#[test]
+fn p4_the_connection_of_the_last_renewal_hears_of_changes() {
+    let ears = [Ear::Caller, Ear::Driver];
+    for ear in ears {
+        let mut f = Fixture::new();
+        let (id, lease) = f.watch(Some(EVERY));
+        f.clock.advance(EVERY);
+        assert_eq!(extends(&f.due()), [true]);
+        f.roster.renewed(
+            id,
+            lease.deadline() + EVERY,
+            Ear::Driver,
+            true,
+            f.clock.now(),
+        );
+        f.clock.advance(EVERY / 2);
+        let deadline = lease.deadline() + EVERY / 2;
+        f.roster.renewed(id, deadline, ear, false, f.clock.now());
+        for heard in ears {
+            f.roster.changed(None, Some(heard), f.clock.now());
+            assert_eq!(f.due().len(), usize::from(heard == ear), "{heard:?}");
+        }
+    }
 }
 
 #[test]
