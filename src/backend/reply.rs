@@ -67,7 +67,8 @@ impl Reply {
     /// The fault of a counter that no number can be taken from (P8).
     pub(super) fn no_counter(&self, claim: &Claim) -> Fault {
         let counter = claim.key.fence();
-        let text = format!("the fencing counter {counter:?} holds no readable number below 2^53");
+        let text =
+            format!("the fencing counter {counter:?} holds no number, or one too close to 2^53");
         self.connection.refusal(text)
     }
 
