@@ -31,15 +31,15 @@ pub(crate) fn tell_elsewhere() {
 /// Tells what `event` tells, which calls a macro of `tracing` and does nothing else.
 pub(crate) fn emit(event: impl FnOnce() + Send + 'static) {
     let mut event = Some(event);
-    // At its very end a thread has no desk, and perhaps had one: then nothing is told.
-    let _ = DESK.try_with(|desk| {
+    let asked = DESK.try_with(|desk| {
         if let Some(desk) = &mut *desk.borrow_mut()
             && let Some(event) = event.take()
         {
             desk.pass_on(Box::new(event));
         }
     });
-    if let Some(event) = event {
+    // At its very end a thread has no desk, and perhaps had one: then nothing is told.
+    if let (Ok(()), Some(event)) = (asked, event) {
         tell(event);
     }
 }

@@ -235,7 +235,7 @@ impl Hold {
         };
         let engine = Arc::clone(&tenancy.context.engine);
         let claim = Arc::clone(&tenancy.claim);
-        engine.driver.unwatch(tenancy.watch);
+        let _told_last = engine.driver.unwatch(tenancy.watch);
         if nothing_to_release(&self.lease) {
             self.end();
             return Ok(Released::AlreadyLost);
@@ -374,11 +374,14 @@ impl Tenancy {
             let lease = engine.driver.hand_over(self.watch, self.turn, |deadline| {
                 Lease::new(engine.clock.clone(), key, self.fence, deadline, max_hold)
             });
-            let Some(lease) = lease else {
-                // Lost at this moment: the turn goes over without a lease.
-                waiter.call_to_contend(queues, name);
-                self.turn = NO_TURN;
-                return Some(self);
+            let lease = match lease {
+                Ok(lease) => lease,
+                Err(_told_last) => {
+                    // Lost at this moment: the turn goes over without a lease.
+                    waiter.call_to_contend(queues, name);
+                    self.turn = NO_TURN;
+                    return Some(self);
+                }
             };
             let hold = Hold {
                 lease,
@@ -424,13 +427,13 @@ impl Tenancy {
     /// Releases the claim in the background.
     fn release(self) {
         let driver = &self.context.engine.driver;
-        driver.unwatch(self.watch);
+        let _told_last = driver.unwatch(self.watch);
         driver.release(Arc::clone(&self.claim), Some(self.turn));
     }
 
     fn end(self) {
         let driver = &self.context.engine.driver;
-        driver.unwatch(self.watch);
+        let _told_last = driver.unwatch(self.watch);
         // An earlier request of this value may be on another way yet (P10).
         driver.clean_up(&self.claim, false);
         let name = self.claim.key.name();

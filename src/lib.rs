@@ -229,6 +229,7 @@ mod acquire;
 mod backend;
 mod backoff;
 pub mod blocking;
+mod contain;
 mod engine;
 mod error;
 mod events;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 65] = [
+const LAYERS: [&str; 66] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -69,6 +69,7 @@ const LAYERS: [&str; 65] = [
     "error.rs",
     "lost.rs",
     "fault.rs",
+    "contain.rs",
     "sync.rs",
     "events.rs",
 ];

@@ -69,7 +69,14 @@ pub(crate) async fn acquire(
     terms: &Terms,
     patience: Patience,
 ) -> Result<Option<Hold>, Error> {
-    match called(context, key, terms, patience).await? {
+    let called = loop {
+        match called(context, key, terms, patience).await? {
+            // It ended before it was taken up.
+            Some(Called::Lease(hold)) if hold.lease.is_lost() && !is_closed(&hold) => {}
+            called => break called,
+        }
+    };
+    match called {
         None => Ok(None),
         Some(Called::Lease(hold)) if is_closed(&hold) => Err(Error::closed(key.name())),
         Some(Called::Lease(hold)) => Ok(Some(hold)),
@@ -173,9 +180,9 @@ impl<'a> Contender<'a> {
             };
             let attempt = match availability {
                 Ok(Availability::Free) => self.attempt(&outage).await?,
-                Ok(Availability::Held { ttl }) => {
+                Ok(Availability::Held) => {
                     comeback = first_polls();
-                    Ok(Attempt::Held { ttl })
+                    Ok(Attempt::Held { ttl: None })
                 }
                 Err(fault) => Err(fault),
             };

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use crate::acquire::queue::occupied::{Occupied, Outage};
 use crate::acquire::queue::waiter::Heard;
+use crate::contain::contain;
 use crate::fault::Fault;
 use crate::options::Terms;
 use crate::sync::Mutex;
@@ -176,7 +177,7 @@ impl<L> Queues<L> {
         drop(state);
         for waiter in out_of_time {
             // One that left meanwhile needs no answer.
-            drop(waiter.call(Called::Outage(fault.clone())));
+            contain(|| drop(waiter.call(Called::Outage(fault.clone()))));
         }
     }
 
@@ -255,7 +256,7 @@ impl<L> Queues<L> {
             .collect();
         drop(state);
         for waiter in waiters {
-            waiter.turn_away();
+            contain(|| waiter.turn_away());
         }
     }
 

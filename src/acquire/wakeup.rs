@@ -106,13 +106,17 @@ impl Wakeups {
 
     fn nudge(&self, key: Option<&str>, nudge: Nudge) {
         let waiting = self.waiting.lock();
-        let slots = match key {
-            Some(key) => waiting.get(key).into_iter().collect::<Vec<_>>(),
-            None => waiting.values().collect(),
+        let slots: Vec<_> = match key {
+            Some(key) => waiting.get(key).into_iter().flatten().cloned().collect(),
+            None => waiting.values().flatten().cloned().collect(),
         };
-        for slot in slots.into_iter().flatten() {
-            let mut news = slot.news.lock();
-            news.nudge = news.nudge.max(Some(nudge));
+        drop(waiting);
+        // Not under a lock: a waker may drop the future that it wakes.
+        for slot in slots {
+            {
+                let mut news = slot.news.lock();
+                news.nudge = news.nudge.max(Some(nudge));
+            }
             slot.arrived.notify_one();
         }
     }
@@ -161,8 +165,9 @@ impl Signals for Wakeups {
         let waiting = self.waiting.lock();
         let slots = waiting.get(&*grant.key);
         let is_for = |slot: &&Arc<Slot>| *slot.claim.value == *grant.value;
-        if let Some(slot) = slots.and_then(|slots| slots.iter().find(is_for)) {
+        if let Some(slot) = slots.and_then(|slots| slots.iter().find(is_for)).cloned() {
             slot.news.lock().grant = Some(grant);
+            drop(waiting);
             slot.arrived.notify_one();
             return;
         }

@@ -59,10 +59,7 @@ pub(crate) enum Attempt {
 #[derive(Debug)]
 pub(crate) enum Availability {
     Free,
-    /// As [`Attempt::Held`].
-    Held {
-        ttl: Option<Duration>,
-    },
+    Held,
 }
 
 /// The answer to a heartbeat in the queue.

@@ -68,7 +68,7 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Looks whether an attempt would be refused, where one that is refused disturbs others.
     fn availability<'a>(
         &'a self,
-        _claim: &'a Claim,
+        _claim: &'a Arc<Claim>,
         _within: Duration,
     ) -> Answer<'a, Availability> {
         Box::pin(ready(Ok(Availability::Free)))

@@ -83,7 +83,7 @@ const REFUSALS_BY_CODE: [&str; 6] = [
 ];
 
 /// What no retry helps against, where the code is only `ERR`.
-const REFUSALS_IN_WORDS: [&str; 14] = [
+const REFUSALS_IN_WORDS: [&str; 16] = [
     // The credentials, before Redis 6: the wrong ones, or some where none are wanted.
     "invalid password",
     "no password is set",
@@ -91,6 +91,8 @@ const REFUSALS_IN_WORDS: [&str; 14] = [
     // The credentials or the rights, inside the error of a script.
     "NOPERM",
     "permissions to",
+    "can't run this command",
+    "can't access at least one of the keys",
     // The type of the key, inside the error of a script.
     "WRONGTYPE",
     // The database of the URL.
@@ -229,6 +231,9 @@ mod tests {
             "ERR wrong number of arguments for 'evalsha' command",
             "ERR Error running script (call to f_0): @user_script:1: user_script:1: attempt to \
              compare nil with number",
+            "ERR The user executing the script can't run this command or subcommand",
+            "ERR The user executing the script can't access at least one of the keys mentioned in \
+             the command arguments",
             "ERR user_script:1: attempt to compare nil with number script: f_0, on @user_script:1.",
         ] {
             assert_eq!(

@@ -19,7 +19,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -30,6 +29,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Claim, Look, Renewal};
+use crate::contain::contain;
 use crate::events::{emit, tell_elsewhere};
 use crate::fault::Fault;
 use crate::lease::Lease;
@@ -151,14 +151,14 @@ impl Driver {
     }
 
     /// Takes a lease off the roster; `None` if it was lost meanwhile. One that is over by then is
-    /// lost (W4).
-    pub(crate) fn unwatch(&self, id: u64) -> Option<Watch> {
+    /// lost (W4), which is told when the value is dropped: after what depends on the loss (D3).
+    pub(crate) fn unwatch(&self, id: u64) -> Option<Unwatched> {
         let watch = self.roster.lock().remove(id)?;
-        if watch.is_to_be_told() {
-            watch.lease.expire();
-            say_lost(&watch);
+        let is_lost = watch.is_to_be_told();
+        if is_lost {
+            contain(|| watch.lease.expire());
         }
-        Some(watch)
+        Some(Unwatched { watch, is_lost })
     }
 
     /// Notes that the holder lets go, and that it may be by its own request that the key is
@@ -167,20 +167,17 @@ impl Driver {
         self.roster.lock().cede(id);
     }
 
-    /// Goes over to the next holder's lease on the same claim; `None` if it was lost meanwhile.
+    /// Goes over to the next holder's lease on the same claim, unless that was lost meanwhile.
     pub(crate) fn hand_over(
         &self,
         id: u64,
         turn: u64,
         lease: impl FnOnce(Moment) -> Lease,
-    ) -> Option<Arc<Lease>> {
+    ) -> Result<Arc<Lease>, Option<Unwatched>> {
         let handed = self.roster.lock().hand_over(id, turn, lease);
-        let Some((lease, early)) = handed else {
-            self.unwatch(id);
-            return None;
-        };
+        let (lease, early) = handed.ok_or_else(|| self.unwatch(id))?;
         self.wake_if(early);
-        Some(lease)
+        Ok(lease)
     }
 
     /// Enters what a caller heard about a claim.
@@ -210,8 +207,8 @@ impl Driver {
 
     /// Fails all who wait for a lock of the locker, and all who come later.
     pub(crate) fn turn_away(&self) {
-        self.closing.cancel();
-        self.vacate.close();
+        contain(|| self.closing.cancel());
+        contain(|| self.vacate.close());
     }
 
     /// Loses and releases every lease, and every one that is watched later.
@@ -306,13 +303,13 @@ impl Driver {
         drop(roster);
         // Whoever cedes a claim ends its turn, too.
         if let Some(watch) = watch.filter(|watch| !watch.is_ceded) {
-            watch.lease.lose(reason);
+            contain(|| watch.lease.lose(reason));
             self.after_loss(&watch);
         }
     }
 
     fn after_loss(&self, watch: &Watch) {
-        self.vacate(watch.lease.key().name(), watch.turn);
+        contain(|| self.vacate(watch.lease.key().name(), watch.turn));
         say_lost(watch);
     }
 
@@ -349,7 +346,7 @@ impl Driver {
     fn attend(self: &Arc<Self>, due: Due) {
         match due {
             Due::Lost(watch) => {
-                watch.lease.expire();
+                contain(|| watch.lease.expire());
                 self.after_loss(&watch);
             }
             Due::Question {
@@ -391,6 +388,21 @@ impl Driver {
     }
 }
 
+/// A lease that was taken off the roster.
+#[derive(Debug)]
+pub(crate) struct Unwatched {
+    watch: Watch,
+    is_lost: bool,
+}
+
+impl Drop for Unwatched {
+    fn drop(&mut self) {
+        if self.is_lost {
+            say_lost(&self.watch);
+        }
+    }
+}
+
 /// Tells of a loss that is settled (D3).
 fn say_lost(watch: &Watch) {
     let (lease, claim) = (Arc::clone(&watch.lease), Arc::clone(&watch.claim));
@@ -427,15 +439,9 @@ struct LastWill(Arc<Driver>);
 
 impl Drop for LastWill {
     fn drop(&mut self) {
-        contain(|| self.0.turn_away());
+        self.0.turn_away();
         self.0.lose_all();
     }
-}
-
-/// Takes a step of those that end a locker, all of which must be taken. Foreign wakers run in it;
-/// one that panics may have ended the thread, and a second panic would end the process.
-fn contain(step: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(step));
 }
 
 impl fmt::Debug for Driver {

@@ -23,6 +23,8 @@ impl Pending {
         *count -= 1;
         if *count == 0 {
             self.none_left.notify_all();
+            // Not under the lock: a waker may drop the future that it wakes.
+            drop(count);
             self.none_left_async.notify_waiters();
         }
     }

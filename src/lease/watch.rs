@@ -120,7 +120,7 @@ impl Watch {
     }
 
     pub(super) fn wants_attention(&self, now: Moment) -> bool {
-        !self.in_flight && (self.wants_renewal(now) || self.look_at <= now)
+        !self.in_flight && !self.is_ceded && (self.wants_renewal(now) || self.look_at <= now)
     }
 
     fn wants_renewal(&self, now: Moment) -> bool {
@@ -143,7 +143,7 @@ impl Watch {
 
     pub(super) fn next_wake(&self) -> Moment {
         let deadline = self.lease.deadline();
-        if self.in_flight {
+        if self.in_flight || self.is_ceded {
             deadline
         } else if self.is_short {
             Moment::from_nanos(0)

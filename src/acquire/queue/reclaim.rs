@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::acquire::queue::waiter::Reclaimed;
 use crate::acquire::queue::{Queues, Waiter};
+use crate::contain::contain;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long one may be without a poll after it was woken.
@@ -41,11 +42,13 @@ impl Watch {
             let Some(waiter) = queues.watched(key) else {
                 return false;
             };
-            if !waiter.ask() {
-                *since = now;
-            } else if now >= *since + LONGEST_STANDSTILL {
-                queues.reclaim(key, &waiter);
-            }
+            contain(|| {
+                if !waiter.ask() {
+                    *since = now;
+                } else if now >= *since + LONGEST_STANDSTILL {
+                    queues.reclaim(key, &waiter);
+                }
+            });
             true
         });
         !self.0.is_empty()

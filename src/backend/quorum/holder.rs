@@ -5,56 +5,53 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::Availability;
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, smallest};
+use crate::backend::{Availability, Claim, Look};
 use crate::fault::Fault;
 use crate::key::Key;
 use crate::owner::Holder;
 
 impl Quorum {
     /// Whether an attempt would be refused: it would if no majority of the servers is free, a
-    /// silent one counted as not.
+    /// silent one counted as not. A server that may not write is not believed, as it would not
+    /// take the attempt either (P13).
     pub(super) async fn availability(
         &self,
-        key: &Arc<Key>,
+        claim: &Arc<Claim>,
         within: Duration,
     ) -> Result<Availability, Fault> {
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
+            let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
             round.ask(member, async move {
-                seat.timed(seat.member.holder(&key, within)).await
+                seat.timed(seat.member.look(&claim, within)).await
             });
         }
-        let mut free = 0;
-        let mut ttls = Vec::new();
+        let (mut free, mut held) = (0, 0);
         let mut faults = Vec::new();
         let start = Instant::now();
         let mut until = start + within * 2;
         while let Ok(Some((_, answer))) = timeout_at(until, round.next()).await {
             match answer {
-                Ok(None) => free += 1,
-                Ok(Some(holder)) => ttls.push(holder.ttl),
+                Ok(Look::Stolen) => held += 1,
+                Ok(Look::Removed | Look::Ours { .. }) => free += 1,
                 Err(fault) => faults.push(fault),
             }
             if free >= self.majority {
                 return Ok(Availability::Free);
             }
-            if ttls.len() > self.minority() {
+            if held > self.minority() {
                 break;
             }
-            if free + ttls.len() >= self.majority {
+            if free + held >= self.majority {
                 until = until.min(start + self.patience(start, &round));
             }
         }
-        if free + ttls.len() < self.majority {
+        if free + held < self.majority {
             return Err(self.no_majority(&faults));
         }
-        let missing = self.majority - free;
-        Ok(Availability::Held {
-            ttl: smallest(ttls, missing),
-        })
+        Ok(Availability::Held)
     }
 
     /// The holder that a majority agrees on.

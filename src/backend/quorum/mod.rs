@@ -46,7 +46,7 @@ mod seat;
 pub(crate) mod stake;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -85,6 +85,8 @@ pub(crate) struct Quorum {
     seats: Vec<Arc<Seat>>,
     majority: usize,
     name: Arc<str>,
+    /// Where repairs run, which nobody waits for.
+    driver: OnceLock<Handle>,
 }
 
 /// One server's grant.
@@ -101,6 +103,7 @@ impl Quorum {
             majority: members.len() / 2 + 1,
             name: format!("{} servers ({})", members.len(), addresses.join(", ")).into(),
             seats: members.into_iter().map(Seat::new).collect(),
+            driver: OnceLock::new(),
         }
     }
 
@@ -135,7 +138,7 @@ impl Quorum {
             });
         }
         let mut grants = Vec::new();
-        let mut refusals = Vec::new();
+        let mut lacking = Vec::new();
         let mut ttls = Vec::new();
         let mut faults = Vec::new();
         let start = Instant::now();
@@ -148,17 +151,22 @@ impl Quorum {
                     deadline,
                 }),
                 Some(Ok(Attempt::Held { ttl })) => {
-                    refusals.push(member);
+                    lacking.push(member);
                     ttls.push(ttl);
                 }
-                Some(Err(fault)) => faults.push(fault),
+                Some(Err(fault)) => {
+                    if !fault.permanent {
+                        lacking.push(member);
+                    }
+                    faults.push(fault);
+                }
                 // Somebody else has ended the claim, and cleans up.
                 None => {}
             }
             if grants.len() >= self.majority {
                 let attempt = self.settle_fence(claim, &grants, fences, within).await;
                 match attempt {
-                    Ok(Attempt::Granted { .. }) => self.complete(claim, refusals, round, within),
+                    Ok(Attempt::Granted { .. }) => self.complete(claim, lacking, round, within),
                     _ => round.finish_behind(),
                 }
                 return attempt;
@@ -194,13 +202,13 @@ impl Quorum {
 
     /// A server from which only one of the two connections can be had counts as failed.
     async fn connect(&self, driver: &Handle, within: Duration) -> Result<(), Fault> {
+        let _ = self.driver.set(driver.clone());
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
             let (seat, driver) = (Arc::clone(seat), driver.clone());
-            round.ask(
-                member,
-                async move { seat.member.connect(&driver, within).await },
-            );
+            round.ask(member, async move {
+                seat.timed(seat.member.connect(&driver, within)).await
+            });
         }
         let mut connected = 0;
         let mut faults = Vec::new();
@@ -254,8 +262,12 @@ impl Backend for Quorum {
 
     /// What an attempt sets at a minority, only to take it back, wakes all others that wait, and
     /// may be in the way of a repair.
-    fn availability<'a>(&'a self, claim: &'a Claim, within: Duration) -> Answer<'a, Availability> {
-        Box::pin(self.availability(&claim.key, within.min(claim.ttl / SHARE_OF_TTL)))
+    fn availability<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        within: Duration,
+    ) -> Answer<'a, Availability> {
+        Box::pin(self.availability(claim, within.min(claim.ttl / SHARE_OF_TTL)))
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {

@@ -1,12 +1,14 @@
 //! The repair of servers that lack the key of a claim that a majority has.
 //!
 //! It is subject to S1 and S2 of [`stake`](crate::backend::quorum::stake), so it does not outlive a
-//! release; and it ends long before the grant or the renewal that it follows does, so the majority
+//! release. It runs on the driver's thread. A server in trouble is asked again until the repair
+//! ends, which is long before the grant or the renewal that it follows does, so the majority
 //! stands.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::backend::quorum::Quorum;
@@ -31,12 +33,16 @@ impl Quorum {
     pub(super) fn complete(
         &self,
         claim: &Arc<Claim>,
-        refusals: Vec<usize>,
+        lacking: Vec<usize>,
         late: Round<Option<Result<Attempt, Fault>>>,
         within: Duration,
     ) {
-        let is_refusal = |answer: &_| matches!(answer, Some(Ok(Attempt::Held { .. })));
-        self.repair_all(claim, refusals, late, is_refusal, FIRST_RETRY, within);
+        let lacks = |answer: &Option<Result<Attempt, Fault>>| match answer {
+            Some(Ok(Attempt::Held { .. })) => true,
+            Some(Err(fault)) => !fault.permanent,
+            Some(Ok(Attempt::Granted { .. })) | None => false,
+        };
+        self.repair_all(claim, lacking, late, lacks, FIRST_RETRY, within);
     }
 
     /// Sees to the servers that did not renew although the majority did.
@@ -64,13 +70,16 @@ impl Quorum {
         if lacking.is_empty() && late.open() == 0 {
             return;
         }
+        // The caller's runtime may not be driven any more when the grant is in its hands.
+        let driver = self.driver.get().cloned();
+        let driver = driver.unwrap_or_else(Handle::current);
         let seats = self.seats.clone();
         let stake = Arc::clone(self.stake(claim));
         let claim = Arc::clone(claim);
         let repair = move |member: usize| {
             let (seat, claim) = (Arc::clone(&seats[member]), Arc::clone(&claim));
             let stake = Arc::clone(&stake);
-            tokio::spawn(async move {
+            driver.spawn(async move {
                 sleep(pause).await;
                 repair(seat, claim, stake, member, within).await;
             });
@@ -112,7 +121,8 @@ async fn repair(
                 });
             }
             Some(Ok(false)) => stake.note_gone(member),
-            // A server in trouble, or the end of the claim.
+            Some(Err(fault)) if !fault.permanent => {}
+            // A server that refuses for good, or the end of the claim.
             Some(Err(_)) | None => return,
         }
         sleep(backoff.next()).await;

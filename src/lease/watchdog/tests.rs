@@ -299,3 +299,14 @@ fn a_closed_roster_takes_no_lease() {
     );
     assert!(f.roster.insert(watch).is_err());
 }
+
+#[test]
+fn p9_a_lease_that_its_holder_lets_go_is_not_renewed_any_more() {
+    let mut f = Fixture::new();
+    let (id, lease) = f.watch(Some(EVERY));
+    f.roster.cede(id);
+    f.clock.advance(EVERY * 2);
+    assert!(f.due().is_empty(), "whoever cedes it asks for itself");
+    let next = f.roster.fall_asleep();
+    assert_eq!(next, Some(lease.deadline()), "the driver does not spin");
+}
