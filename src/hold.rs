@@ -3,10 +3,10 @@
 //! # Local hand-over
 //!
 //! A claim in Redis outlives its holders. When a holder lets go and the next of the process' queue
-//! wants a lease on the same terms, he gets it without a round trip: a new lease with a token and
+//! wants a lease on the same terms, it gets it without a round trip: a new lease with a token and
 //! a deadline of its own and the next of the fencing numbers that the claim reserved. After a
 //! stretch of `handover_for`, or when the reserved numbers are used up, Redis is asked whether
-//! anybody else waits; if so the lock goes to him, if not a new stretch begins.
+//! anybody else waits; if so the lock goes to that waiter, if not a new stretch begins.
 //!
 //! # Invariants
 //!

@@ -66,14 +66,18 @@
 //!   [`force_release`](Lock::force_release), a foreign `DEL`, or a clock that is wrong) is still
 //!   handed on there, with a number reserved before. A store that has seen the larger one refuses it.
 //! * **P9 no deadlock** A crashed holder's lock is free after its TTL, a released one within a
-//!   round trip. One that was granted to a future which is not polled counts as a crashed holder's;
-//!   handed to it within the process, it goes on after 1 to 1.5 s.
+//!   round trip. One that Redis granted to a future which is not polled counts as a crashed
+//!   holder's; handed to it within the process, it goes on after 1 to 1.5 s, and *n* such futures in
+//!   a row take *n* times that. One exception: a [`release`](LockGuard::release) that is polled once and then
+//!   neither polled nor dropped keeps its turn in the process for as long as it lives; its key is
+//!   freed by Redis or by the TTL.
 //! * **P10 no leak** An acquire that was cancelled, timed out or failed leaves no key behind: it is
 //!   gone a moment later, at worst after one TTL.
 //! * **P11 no lost wake-up** A waiter tries again within a bounded time, even if every
 //!   notification is lost: a third of its TTL, but no more than 1 s and no less than 170 ms. Of the
 //!   waiters of one process the first tries for all; if it is not polled for 1 to 1.5 s, because its
-//!   runtime is blocked or nobody awaits it, the next one tries, too.
+//!   runtime is blocked or nobody awaits it, the next one tries, too. That time passes for each of
+//!   them that is not polled. The exception is that of P9.
 //! * **P12 drop anywhere** Dropping a guard never panics, never blocks an asynchronous thread on
 //!   I/O, and works with no runtime, on any thread, while unwinding, and as the last act before
 //!   `main` returns. One drop waits, by design: that of a [`Locker`]'s last handle, on its thread,
@@ -146,7 +150,7 @@
 //!
 //! | dropped | what follows |
 //! |---|---|
-//! | [`Lock::lock`], [`try_lock`](Lock::try_lock), [`try_lock_for`](Lock::try_lock_for) | the place in the queue is lost; a request under way is undone in the background (P10) |
+//! | [`Lock::lock`], [`Lock::try_lock`], [`Lock::try_lock_for`] | the place in the queue is lost; a request under way is undone (P10) |
 //! | [`Lock::run`] | the routine is dropped, the lock is released in the background |
 //! | [`LockGuard::run_until_lost`] | the future inside is dropped; the lock stays held |
 //! | [`LockGuard::renew`] | the key may have been extended; the guard counts on the shorter lease |
@@ -180,12 +184,13 @@
 //! +client|tracking +subscribe +publish +ping
 //! ```
 //!
-//! On the servers of a quorum also `~{invoice:42}:fence-owner`. The last line makes waiting and the
-//! notice of a theft prompt, and can be missing. A command that is missing in the lines above is
-//! [`Error::Refused`] when the locker connects, a key that is missing when the lock is acquired:
-//! no user is granted a lock that it may not release. (Connecting tries the commands on a key
-//! `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may not touch that
-//! key leaves a trace of it in `ACL LOG`.)
+//! On the servers of a quorum also `~{invoice:42}:fence-owner`, and `+select` where the URL names a
+//! database. The last line makes waiting and the notice of a theft prompt, and can be missing. Any
+//! other missing command is [`Error::Refused`] when the locker connects, a missing key when the
+//! lock is acquired: no user is granted a lock that it may not release. Over a quorum, a right that is
+//! missing at a minority of the servers is a warning in `tracing` only. (Connecting tries the
+//! commands on a key `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may
+//! not touch that key leaves a trace of it in `ACL LOG`.)
 //!
 //! Whoever has these rights is trusted: it can delete the lock like any other key, or tell a waiter
 //! that it was granted what it was not. What is written beside the lock by mistake does less: a

@@ -129,10 +129,10 @@ impl Lock {
     /// it asks Redis whether anybody else waits.
     ///
     /// If nobody else waits, the lock is kept for the next stretch; if somebody does, it goes to
-    /// him. A lease goes over only to a waiter with the same TTL and the same `renew_every`, each
-    /// holder with a token, a `max_hold` and a fencing number of his own. Zero switches the local
-    /// hand-over off; so does [`auto_renew(false)`](Self::auto_renew). Defaults to 10
-    /// milliseconds.
+    /// that waiter. A lease goes over only to a waiter with the same TTL and the same
+    /// `renew_every`, each holder with a token, a `max_hold` and a fencing number of its own. Zero
+    /// switches the local hand-over off; so does [`auto_renew(false)`](Self::auto_renew). Defaults
+    /// to 10 milliseconds.
     ///
     /// Over a quorum, a stretch ends after a hundred holders at the latest, and the lock is
     /// released then.
@@ -145,7 +145,7 @@ impl Lock {
     /// before it fails with [`Error::Unavailable`].
     ///
     /// It counts from the last answer, also for those who wait behind another of this process: each
-    /// hears of the outage when his own time is over. Defaults to 10 seconds.
+    /// hears of the outage when its own time is over. Defaults to 10 seconds.
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.options.give_up_after = limit;
         self
@@ -163,9 +163,10 @@ impl Lock {
     /// A cancelled call loses its place in the queue, and leaves no key behind: a request that was
     /// under way is undone in the background.
     ///
-    /// One that is neither polled nor dropped holds nobody up. If its turn has come, or the lock was
-    /// handed to it, that goes on to the next after 1 to 1.5 seconds; it queues anew when it is
-    /// polled again. What Redis had granted to it stays for one TTL at most, as after a crash.
+    /// One that is neither polled nor dropped holds others up for 1.5 s at most, or one TTL if
+    /// Redis had granted it the lock. If its turn has come, or the lock was handed to it, that goes on to
+    /// the next after 1 to 1.5 seconds; it queues anew when it is polled again. What Redis had
+    /// granted to it goes when the TTL ends, as after a crash.
     ///
     /// # Errors
     ///

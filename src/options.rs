@@ -108,7 +108,7 @@ impl Terms {
     }
 
     /// Whether a lease on these terms is ever handed over. One that nobody renews is not: its
-    /// taker would have less than the TTL that he asked for.
+    /// taker would have less than the TTL that it asked for.
     pub(crate) fn hands_over(&self) -> bool {
         self.renew_every.is_some() && !self.handover_for.is_zero()
     }
@@ -117,7 +117,7 @@ impl Terms {
     /// counter does not run ahead of the clock (P8).
     pub(crate) fn fences_of_a_stretch(&self) -> u64 {
         let micros = u64::try_from(self.handover_for.as_micros()).unwrap_or(u64::MAX);
-        // The holder's own and one for his heir, at least.
+        // The holder's own and one for its heir, at least.
         micros.clamp(2, LARGEST_BLOCK)
     }
 }

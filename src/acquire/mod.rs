@@ -140,7 +140,7 @@ struct Contender<'a> {
     in_doubt: bool,
     /// The claim has, or may have, a place in the queue of Redis.
     is_queued: bool,
-    /// Ends with the contender, after his clean-up was begun.
+    /// Ends with the contender, after its clean-up was begun.
     turn: Turn<Hold>,
 }
 

@@ -203,7 +203,7 @@ impl<L> Queues<L> {
         state.next(key, turn, terms).is_some()
     }
 
-    /// Calls the first waiter, to hand him a lease; the turn is his from now on.
+    /// Calls the first waiter, to hand it a lease; the turn is its own from now on.
     pub(crate) fn call_next(
         &self,
         key: &Arc<str>,

@@ -23,9 +23,9 @@
 //!    fencing number, the record's stamp and the *life*: the time from that heartbeat to the key's
 //!    expiry, by the server's clock. It drops a thousand dead waiters at most; the key is left free
 //!    if there are more, and a heartbeat that meets that many is followed by the next at once, until
-//!    the first that lives is the first of the queue. The channel is that of the connection that brought the
-//!    heartbeat. An empty message to the holder's own channel comes before it and means nothing: it
-//!    only has the server write the grant before the answer to the holder.
+//!    the first that lives is the first of the queue. The channel is that of the connection that
+//!    brought the heartbeat. An empty message to the holder's own channel comes before it and means
+//!    nothing: it only has the server write the grant before the answer to the holder.
 //! 3. Who hears of its grant holds from the stamp for the life, less the margin of P3, and renews.
 //!    A grant from a stamp that is yet to come, or for longer than a waiter lives, is no releaser's:
 //!    the next heartbeat tells how things stand.
@@ -49,18 +49,18 @@
 //!   the last heartbeat sent or from the last one answered, it would be about another one, which
 //!   may be later than the one that the server had run when it granted.
 //! * **G3 No lost wake-up** (P11). Messages are hints. A live waiter's heartbeat finds a grant that
-//!   was not told, a key that is free, and a queue that lost him; so a waiter tries within a third
-//!   of his waiter TTL whatever is lost.
-//! * **G4 A dead waiter costs at most his waiter TTL, once.** At the head of the queue he is passed
-//!   over if he has not been heard of for that long. Granted before, his key expires that long
-//!   after his last heartbeat, and he is off the queue.
+//!   was not told, a key that is free, and a queue that lost it; so a waiter tries within a third
+//!   of its waiter TTL whatever is lost.
+//! * **G4 A dead waiter costs at most its waiter TTL, once.** At the head of the queue it is passed
+//!   over if it has not been heard of for that long. Granted before, its key expires that long
+//!   after its last heartbeat, and it is off the queue.
 //! * **G5 Nothing is left.** A record goes with its place. Both keys expire 10 s after the last
 //!   heartbeat, longer than any waiter lives, and an emptied set and hash are gone at once.
-//! * **G6 A ghost is harmless.** A heartbeat that runs after its waiter left puts him back. He is
-//!   passed over after his waiter TTL, or granted, and then step 5 passes the lock on at once, or
+//! * **G6 A ghost is harmless.** A heartbeat that runs after its waiter left puts it back. It is
+//!   passed over after its waiter TTL, or granted, and then step 5 passes the lock on at once, or
 //!   if the process has forgotten the value, the key expires after a waiter TTL.
 //!
-//! `tests/queue_model.rs` checks these exhaustively on a model.
+//! `tests/queue_model/main.rs` checks these exhaustively on a model.
 
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -179,7 +179,9 @@ impl Contender<'_> {
             tokio::select! {
                 biased;
                 grant = listener.grant() => Ok(Heard::Grant(grant)),
-                beat = queue.enqueue(&self.claim, Fences::floor(fences), within) => beat.map(Heard::Beat),
+                beat = queue.enqueue(&self.claim, Fences::floor(fences), within) => {
+                    beat.map(Heard::Beat)
+                }
             }
         };
         self.unless_closed(heard).await

@@ -49,7 +49,7 @@ pub(crate) enum Attempt {
         fences: Fences,
         deadline: Moment,
     },
-    /// Somebody else has it, for as long as `ttl` if he does not renew; `None`: without a TTL.
+    /// Somebody else has it, for as long as `ttl` if it is not renewed; `None`: without a TTL.
     Held {
         ttl: Option<Duration>,
     },
@@ -79,7 +79,7 @@ pub(crate) enum Beat {
 pub(crate) struct Standing {
     /// Nobody is before it: it watches the holder.
     pub(crate) first: bool,
-    /// How long the holder's key lives if he does not renew; `None`: without a TTL.
+    /// How long the holder's key lives if it is not renewed; `None`: without a TTL.
     pub(crate) ttl: Option<Duration>,
     /// Grants and changes are told at once; else only a heartbeat finds them.
     pub(crate) pushes: bool,

@@ -6,11 +6,12 @@
 //! reply or right behind it.
 //!
 //! So an invalidation that comes with a write of ours may be its echo, and a look at the key that
-//! begins later tells, unless we have written it again: if nothing has changed, it was one. A server of which that was so twice, and never otherwise,
-//! echoes: from then on one invalidation for each write is swallowed, on the connection of that
-//! write. Any further one is genuine, because the server sends one for each change. The first write
-//! without an echo ends that. So at worst a change is missed that somebody makes within
-//! [`LATENESS`] of one of our writes, at a server that was misjudged; the next renewal finds it.
+//! begins later tells, unless we have written it again: if nothing has changed, it was one. A
+//! server of which that was so twice, and never otherwise, echoes: from then on one invalidation for each
+//! write is swallowed, on the connection of that write. Any further one is genuine, because the
+//! server sends one for each change. The first write without an echo ends that. So at worst a
+//! change is missed that somebody makes within [`LATENESS`] of one of our writes, at a server that was
+//! misjudged; the next renewal finds it.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -43,7 +43,7 @@ pub(crate) struct Watch {
     /// A look found less life than was granted, and no renewal was sent since.
     is_short: bool,
     pub(super) in_flight: bool,
-    /// The holder lets go: he asked Redis to keep the claim or to pass it on.
+    /// The holder lets go: it asked Redis to keep the claim or to pass it on.
     pub(super) is_ceded: bool,
     /// Redis told of a change while a request was under way that may have run before it.
     pub(super) again: bool,
