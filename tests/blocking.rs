@@ -169,7 +169,7 @@ impl Wake for Caller {
         let tell = |what, outcome| self.outcomes.send((what, outcome)).unwrap();
         let free = self.locker.lock(unique_key());
         let guard = self.guard.lock().unwrap().take().expect("woken once");
-        let server = guard.key().to_owned();
+        let key = guard.key().to_owned();
         tell("lock", free.lock().map(drop));
         tell("try_lock", free.try_lock().map(drop));
         tell("try_lock_for", free.try_lock_for(DEADLINE).map(drop));
@@ -179,7 +179,7 @@ impl Wake for Caller {
         tell("renew", guard.renew());
         tell("release", guard.release().map(drop));
         tell("close", self.locker.close(DEADLINE));
-        tell("another locker", self.other.lock(server).lock().map(drop));
+        tell("another locker", self.other.lock(key).lock().map(drop));
     }
 }
 

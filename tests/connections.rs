@@ -194,9 +194,10 @@ async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_cannot_be
         sleep(Duration::from_millis(10)).await;
     }
     let run_meanwhile = scripts_run(&mut control) - before;
-    // Each is renewed twice. That nothing can be opened concerns no lease.
+    // Each is renewed twice, a few times more if a request is cut off. A storm makes thousands. That
+    // nothing can be opened concerns no lease.
     assert!(
-        run_meanwhile <= 50,
+        run_meanwhile <= 200,
         "{run_meanwhile} scripts for ten guards"
     );
     // P4: the connection that reads the key for the driver hears of a theft, long before the

@@ -297,7 +297,8 @@ async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
     let servers = Servers::start(3);
     let proxy = PushProxy::before(servers.0[0].port);
     let urls = [proxy.url(), servers.0[1].url(), servers.0[2].url()];
-    let locker = connect(urls).await;
+    // A clean-up that began only when a command timed out would be too late for `eventually`.
+    let locker = connect_within(2 * DEADLINE, urls).await;
     cycle(&locker.lock(unique_key())).await;
     let lock = locker.lock(unique_key()).ttl(Duration::from_secs(300));
     let key = lock.key().to_owned();
@@ -311,15 +312,10 @@ async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
     })
     .await;
     waiting.abort();
-    let start = Instant::now();
     eventually("the first server is free", || {
         servers.0[0].get(&key).is_none()
     })
     .await;
-    let took = start.elapsed();
-    println!("gone {took:?} after the cancellation");
-    // Nobody waited for a time-out, which is a second at most here.
-    assert!(took < Duration::from_millis(900), "{took:?}");
     for server in &servers.0[1..] {
         server.thaw();
     }
@@ -343,14 +339,12 @@ async fn a_grant_by_a_bare_majority_is_completed_at_once() {
     })
     .await;
     let () = servers.0[0].command(&["DEL", lock.key()]);
-    let start = Instant::now();
     eventually("the key is everywhere", || {
         let values = servers.values(lock.key());
         let is_ours = |value: &Option<String>| value.as_deref() == Some(guard.value());
         values.iter().all(is_ours)
     })
     .await;
-    println!("complete after {:?}", start.elapsed());
     let fence = format!("{{{}}}:fence", lock.key());
     let token = guard.fencing_token().to_string();
     assert_eq!(servers.0[0].get(&fence), Some(token), "P8");

@@ -93,7 +93,6 @@ async fn waiters_do_not_storm_a_server_that_the_holder_lacks() {
     let elapsed = start.elapsed().as_secs_f64();
     for (after, before) in after.iter().zip(before) {
         let rate = (after - before) as f64 / elapsed / WAITERS as f64;
-        println!("{rate:.1} requests a second for each waiter");
         // Each comes back every 50 ms on average.
         assert!(rate < 30.0, "{rate}");
     }

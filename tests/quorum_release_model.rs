@@ -2,11 +2,12 @@
 //! outlives the release. Servers do not depend on each other in this, so one is enough.
 //!
 //! Somebody else may have the key at first, and gives it up at any moment; until then an acquire and
-//! a repair are refused. A lease vanishes at any moment. A request is carried out at any moment after it was sent, or
-//! never; a release that was sent behind a request that was cut short goes the same way, so it is
-//! carried out after it or not at all. Renewals answer what they found when they were carried out,
-//! at any later moment. An answer "no such key" starts a repair, and so does the refusal of the
-//! acquire, if the claim has not ended. A server that refused all it was sent is not released.
+//! a repair are refused. A lease vanishes at any moment. A request is carried out at any moment
+//! after it was sent, or never; a release that was sent behind a request that was cut short goes the same
+//! way, so it is carried out after it or not at all. Renewals answer what they found when they were
+//! carried out, at any later moment. An answer "no such key" starts a repair, and so does the
+//! refusal of the acquire, if the claim has not ended. A server that refused all it was sent is not
+//! released.
 
 use stateright::{Checker, Model, Property};
 

@@ -5,8 +5,6 @@ mod common;
 #[path = "common/lua.rs"]
 mod lua;
 
-use std::time::{Duration, Instant};
-
 use common::Server;
 use lua::*;
 use redis::{Connection, RedisError, Value};
@@ -303,13 +301,7 @@ fn p9_one_call_drops_so_many_dead_waiters_and_no_more() {
             .into_iter()
             .find(|call| call.0 == name)
             .expect("a script");
-        let start = Instant::now();
         call(&mut server.client(), script, keys, &arguments).unwrap();
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{name}: {:?}",
-            start.elapsed()
-        );
         let dropped = before - left();
         assert!((100..=2_000).contains(&dropped), "{name} dropped {dropped}");
         assert_eq!(server.exists("k"), name == "keep", "{name}");

@@ -1,7 +1,6 @@
 //! What the server on the PATH can do. It is asked; nothing is concluded from its version.
 
-use std::io::{Read, Write, stderr};
-use std::net::TcpStream;
+use std::io::{Write, stderr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Value;
@@ -40,21 +39,6 @@ impl Server {
             words.retain(|word| !word.starts_with('&'));
         }
         self.command(&words)
-    }
-
-    /// Whether it tells a client that tracks keys of what that client's own scripts write, although
-    /// it was asked not to (NOLOOP).
-    pub fn echoes_scripts(&self) -> bool {
-        let script = "redis.call('GET', KEYS[1]) redis.call('PEXPIRE', KEYS[1], 10000)";
-        let requests = format!(
-            "HELLO 3\r\nCLIENT TRACKING ON NOLOOP\r\nSET echo 1\r\nGET echo\r\n\
-             EVAL \"{script}\" 1 echo\r\nDEL echo\r\nQUIT\r\n"
-        );
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("a connection");
-        stream.write_all(requests.as_bytes()).expect("a request");
-        let mut replies = Vec::new();
-        stream.read_to_end(&mut replies).expect("the replies");
-        String::from_utf8_lossy(&replies).contains("invalidate")
     }
 
     /// Says once a program which server its tests run on.
