@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Every file of the crate, the highest first.
-const LAYERS: [&str; 66] = [
+const LAYERS: [&str; 67] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
@@ -26,6 +26,7 @@ const LAYERS: [&str; 66] = [
     "released.rs",
     "lease/release.rs",
     "lease/driver.rs",
+    "lease/loss.rs",
     "lease/watchdog.rs",
     "lease/watch.rs",
     "lease/mod.rs",

@@ -30,10 +30,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Claim, Look, Renewal};
 use crate::contain::contain;
-use crate::events::{emit, tell_elsewhere};
+use crate::events::tell_elsewhere;
 use crate::fault::Fault;
 use crate::lease::Lease;
 use crate::lease::clock::{Clock, Moment};
+use crate::lease::loss::{Unwatched, note_failure, say_lost};
 use crate::lease::pending::Pending;
 use crate::lease::watch::{Ear, Watch};
 use crate::lease::watchdog::{Due, Roster};
@@ -158,7 +159,7 @@ impl Driver {
         if is_lost {
             contain(|| watch.lease.expire());
         }
-        Some(Unwatched { watch, is_lost })
+        Some(Unwatched::new(watch, is_lost))
     }
 
     /// Notes that the holder lets go, and that it may be by its own request that the key is
@@ -386,52 +387,6 @@ impl Driver {
         };
         self.settle(id, answer, true);
     }
-}
-
-/// A lease that was taken off the roster.
-#[derive(Debug)]
-pub(crate) struct Unwatched {
-    watch: Watch,
-    is_lost: bool,
-}
-
-impl Drop for Unwatched {
-    fn drop(&mut self) {
-        if self.is_lost {
-            say_lost(&self.watch);
-        }
-    }
-}
-
-/// Tells of a loss that is settled (D3).
-fn say_lost(watch: &Watch) {
-    let (lease, claim) = (Arc::clone(&watch.lease), Arc::clone(&watch.claim));
-    let Some(reason) = lease.lost_reason() else {
-        return;
-    };
-    emit(move || {
-        tracing::warn!(
-            lock = %lease.key().name(),
-            owner = %claim.value,
-            fence = lease.fence(),
-            %reason,
-            "the lease was lost"
-        );
-    });
-}
-
-fn note_failure(lease: &Arc<Lease>, fault: Fault) {
-    lease.note_failure(fault.cause.clone());
-    let lease = Arc::clone(lease);
-    emit(move || {
-        tracing::debug!(
-            lock = %lease.key().name(),
-            fence = lease.fence(),
-            server = %fault.server,
-            cause = %fault.cause,
-            "a renewal failed and is tried again"
-        );
-    });
 }
 
 /// D2: whatever ends the thread, a panic included.

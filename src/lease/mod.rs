@@ -13,6 +13,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod driver;
+mod loss;
 #[cfg(all(test, redlease_loom))]
 mod models;
 pub(crate) mod pending;
