@@ -1,6 +1,7 @@
 //! One acquisition, from the first try to the hold.
 //!
-//! First the process' own queue: one contender for a key talks to Redis, in the order of arrival.
+//! First the process' own queue: one contender for a key talks to Redis, in the order of arrival
+//! (a second one beside it only if the first is not polled: Q6).
 //! Then Redis: one attempt; where that is refused, its queue, or else attempts with back-off.
 //! Whatever cuts this short, the turn goes on to the next waiter, and a request whose outcome is
 //! unknown is followed by a clean-up (P10).

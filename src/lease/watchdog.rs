@@ -40,7 +40,8 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct Roster {
     entries: HashMap<u64, Watch>,
-    /// The latest entry of a key. An earlier one can only be a lease that is over and not told yet.
+    /// The latest entry of a key. An earlier one is a lease that is over and not told yet, or that
+    /// of a contender whose turn was taken from it (Q6): a change is told to the latest only.
     by_key: HashMap<Arc<str>, u64>,
     wakes: BTreeSet<(Moment, u64)>,
     last_id: u64,

@@ -23,8 +23,8 @@
 //! 4. **Repair**: while a majority has the key, a server without it gets it if it is free there,
 //!    with the token: the one exception to P7. A repair begins when a server refuses what the
 //!    majority grants, as a rule because of a loser of the race that gives its minority back a
-//!    moment later, and when a server has nothing to renew. It is tried for a short while. No repair
-//!    follows a release: see [`stake`].
+//!    moment later, when a server is in trouble meanwhile, and when it has nothing to renew. It is
+//!    tried for a short while, on the driver's thread. No repair follows a release: see [`stake`].
 //! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
 //! 6. **Wait**: a contender that was refused looks, without a write, before its next attempt, and
 //!    makes that only if a majority of the servers is free. What an attempt sets at a minority would
