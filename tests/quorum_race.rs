@@ -16,7 +16,7 @@ use common::{DEADLINE, eventually, unique_key};
 /// So long that nothing expires and nobody renews while a test looks.
 const TTL: Duration = Duration::from_secs(600);
 
-/// The figures for 1,000 rounds come from `cargo bench --bench quorum`.
+/// Figures of contenders on a quorum: `cargo run --release -p compare quorum-contended`.
 #[tokio::test]
 async fn p1_three_racers_on_three_servers_have_one_holder_at_a_time_and_none_starves() {
     const ROUNDS: usize = 50;

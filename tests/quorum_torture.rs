@@ -1,5 +1,5 @@
 //! Fencing tokens while a minority of the servers is in trouble all the time, in small. The large
-//! version, with processes, is `cargo bench --bench quorum fencing`.
+//! version, with processes, is the example `torture` with `--servers 3`.
 
 mod common;
 
