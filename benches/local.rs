@@ -24,7 +24,7 @@ impl Setting {
     fn new() -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         Self {
-            lock: Locker::in_memory().lock("bench"),
+            lock: Locker::in_memory().mutex("bench"),
             runtime: builder.enable_all().build().expect("a runtime"),
         }
     }

@@ -25,13 +25,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
 
     println!("\n1. Four threads want the same lock: they take turns");
-    take_turns(&locker.lock("stock:7"))?;
+    take_turns(&locker.mutex("stock:7"))?;
 
     println!("\n2. A job that outlives its TTL: the lease is renewed");
-    outlive_the_ttl(&locker.lock("nightly").ttl(TTL))?;
+    outlive_the_ttl(&locker.mutex("nightly").ttl(TTL))?;
 
     println!("\n3. The key is taken away: the guard says so");
-    let invoice = locker.lock("invoice:42").ttl(TTL);
+    let invoice = locker.mutex("invoice:42").ttl(TTL);
     let stale = be_robbed(&invoice, &redis)?;
 
     println!("\n4. A holder that does not notice: the fencing token stops it");

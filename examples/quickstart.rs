@@ -34,18 +34,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
 
     println!("\n1. Two want the same lock: one waits");
-    wait_for_each_other(&alice.lock("stock:7"), &bob.lock("stock:7")).await?;
+    wait_for_each_other(&alice.mutex("stock:7"), &bob.mutex("stock:7")).await?;
 
     println!("\n2. A job that outlives its TTL: the lease is renewed");
-    outlive_the_ttl(&alice.lock("nightly").ttl(TTL)).await?;
+    outlive_the_ttl(&alice.mutex("nightly").ttl(TTL)).await?;
 
     println!("\n3. The key is taken away: the guard says so");
-    let invoice = alice.lock("invoice:42").ttl(TTL);
+    let invoice = alice.mutex("invoice:42").ttl(TTL);
     let stale = be_robbed(&invoice, &redis).await?;
 
     println!("\n4. A holder that does not notice: the fencing token stops it");
     let store = Store::default();
-    let guard = bob.lock("invoice:42").lock().await?;
+    let guard = bob.mutex("invoice:42").lock().await?;
     store.write("bob, who has the lock now,", guard.fencing_token());
     store.write("alice, who lost it,", stale);
     guard.release().await?;

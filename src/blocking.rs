@@ -18,7 +18,7 @@
 //! # /*
 //! let locker = Locker::connect("redis://127.0.0.1/")?;
 //! # */
-//! let lock = locker.lock("nightly");
+//! let lock = locker.mutex("nightly");
 //! let _g = lock.lock()?; // released at the end of the scope
 //! # Ok(()) }
 //! ```
@@ -29,8 +29,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
+use crate::holder::Holder;
 use crate::lost::{Lost, LostReason};
-use crate::owner::Holder;
 use crate::{Released, guard, lock, locker};
 
 /// Makes locks; see [`Locker`](crate::Locker).
@@ -72,8 +72,8 @@ impl Locker {
     }
 
     /// Returns a handle on the lock of a key, without I/O.
-    pub fn lock(&self, key: impl Into<String>) -> Lock {
-        Lock(self.0.lock(key))
+    pub fn mutex(&self, key: impl Into<String>) -> Lock {
+        Lock(self.0.mutex(key))
     }
 
     /// Fails all waiters, releases every guard, and waits for the releases, at most `timeout`; see
@@ -186,9 +186,9 @@ impl Lock {
     }
 
     /// Sets how long an unreachable Redis is put up with; see
-    /// [`Lock::give_up_after`](crate::Lock::give_up_after).
-    pub fn give_up_after(self, limit: Duration) -> Self {
-        Self(self.0.give_up_after(limit))
+    /// [`Lock::outage_limit`](crate::Lock::outage_limit).
+    pub fn outage_limit(self, limit: Duration) -> Self {
+        Self(self.0.outage_limit(limit))
     }
 
     /// Returns the key, with the prefix of the locker.
@@ -240,7 +240,7 @@ impl Lock {
     /// ```
     /// # fn main() -> Result<(), redlease::Error> {
     /// let locker = redlease::blocking::Locker::in_memory();
-    /// let token = locker.lock("nightly").run(|guard| guard.fencing_token())?;
+    /// let token = locker.mutex("nightly").run(|guard| guard.fencing_token())?;
     /// assert!(token > 0);
     /// # Ok(()) }
     /// ```

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
+use crate::clock::Clock;
+use crate::driver::{Driver, Vacate, is_background_thread};
 use crate::error::Error;
-use crate::lease::clock::Clock;
-use crate::lease::driver::{Driver, Vacate, is_background_thread};
-use crate::owner::Owner;
+use crate::holder::Owner;
 
 /// The settings of a locker.
 #[derive(Clone, Debug)]

@@ -80,7 +80,7 @@ impl LockGuard {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// let locker = redlease::Locker::in_memory();
-    /// let guard = locker.lock("invoice:42").lock().await?;
+    /// let guard = locker.mutex("invoice:42").lock().await?;
     /// assert!(!guard.is_lost());
     /// # Ok(()) }
     /// ```
@@ -109,7 +109,7 @@ impl LockGuard {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// # let locker = redlease::Locker::in_memory();
     /// # async fn next_step() -> bool { false }
-    /// let guard = locker.lock("invoice:42").lock().await?;
+    /// let guard = locker.mutex("invoice:42").lock().await?;
     /// loop {
     ///     tokio::select! {
     ///         () = guard.lost().cancelled() => break, // stop: somebody else may have the lock
@@ -186,7 +186,7 @@ impl LockGuard {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// # let locker = redlease::Locker::in_memory();
     /// # async fn settle() -> u32 { 42 }
-    /// let guard = locker.lock("invoice:42").lock().await?;
+    /// let guard = locker.mutex("invoice:42").lock().await?;
     /// let settled = guard.run_until_lost(settle()).await?;
     /// assert_eq!(settled, 42);
     /// # Ok(()) }
@@ -227,7 +227,7 @@ impl LockGuard {
     ///
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// # let locker = redlease::Locker::in_memory();
-    /// let guard = locker.lock("invoice:42").lock().await?;
+    /// let guard = locker.mutex("invoice:42").lock().await?;
     /// assert_eq!(guard.release().await?, Released::Freed);
     /// # Ok(()) }
     /// ```

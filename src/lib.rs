@@ -13,7 +13,7 @@
 //! # async fn commit(id: u32) {}
 //! # async fn example() -> Result<(), redlease::Error> {
 //! let locker = Locker::connect("redis://127.0.0.1/").await?; // one per process; clones are cheap
-//! let lock = locker.lock("invoice:42"); // a handle; no I/O
+//! let lock = locker.mutex("invoice:42"); // a handle; no I/O
 //!
 //! let guard = lock.lock().await?; // waits its turn
 //! settle(42, guard.fencing_token()).await; // may take far longer than the TTL
@@ -234,7 +234,9 @@ mod acquire;
 mod backend;
 mod backoff;
 pub mod blocking;
+mod clock;
 mod contain;
+mod driver;
 mod engine;
 mod error;
 mod events;
@@ -242,13 +244,13 @@ mod fault;
 mod guard;
 mod handle;
 mod hold;
+mod holder;
 mod key;
 mod lease;
 mod lock;
 mod locker;
 mod lost;
 mod options;
-mod owner;
 mod released;
 mod sync;
 mod topology;
@@ -256,10 +258,10 @@ mod topology;
 pub use error::Error;
 pub use fault::Cause;
 pub use guard::LockGuard;
+pub use holder::Holder;
 pub use lock::Lock;
 pub use locker::{Builder, Locker};
 pub use lost::{Lost, LostReason};
-pub use owner::Holder;
 pub use released::Released;
 pub use tokio_util::sync::CancellationToken;
 

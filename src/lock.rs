@@ -14,9 +14,9 @@ use crate::fault::Fault;
 use crate::guard::LockGuard;
 use crate::handle::Handle;
 use crate::hold::Hold;
+use crate::holder::Holder;
 use crate::key::Key;
 use crate::options::{Options, Terms, check_wait};
-use crate::owner::Holder;
 use crate::released::Released;
 
 /// A handle on the lock of one key. Making one does no I/O; clones are cheap.
@@ -35,7 +35,7 @@ use crate::released::Released;
 /// | [`max_hold`](Self::max_hold) | none | after how long a guard is lost although Redis is well |
 /// | [`auto_renew`](Self::auto_renew) | `true` | whether the watchdog renews at all |
 /// | [`handover_for`](Self::handover_for) | 10 ms | how long a process passes a lock on to its own waiters before it asks Redis who else waits |
-/// | [`give_up_after`](Self::give_up_after) | 10 s | how long an unreachable Redis is put up with |
+/// | [`outage_limit`](Self::outage_limit) | 10 s | how long an unreachable Redis is put up with |
 ///
 /// # Waiting
 ///
@@ -52,7 +52,7 @@ use crate::released::Released;
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
 /// let locker = redlease::Locker::in_memory();
-/// let lock = locker.lock("invoice:42").ttl(Duration::from_secs(5));
+/// let lock = locker.mutex("invoice:42").ttl(Duration::from_secs(5));
 /// match lock.try_lock().await? {
 ///     Some(guard) => println!("it is ours, with token {}", guard.fencing_token()),
 ///     None => println!("somebody else has it: {:?}", lock.holder().await?),
@@ -146,8 +146,8 @@ impl Lock {
     ///
     /// It counts from the last answer, also for those who wait behind another of this process: each
     /// hears of the outage when its own time is over. Defaults to 10 seconds.
-    pub fn give_up_after(mut self, limit: Duration) -> Self {
-        self.options.give_up_after = limit;
+    pub fn outage_limit(mut self, limit: Duration) -> Self {
+        self.options.outage_limit = limit;
         self
     }
 
@@ -172,7 +172,7 @@ impl Lock {
     ///
     /// Never for contention. [`Error::Invalid`] for an option or key that is not usable,
     /// [`Error::Unavailable`] when Redis gave no answer for
-    /// [`give_up_after`](Self::give_up_after), [`Error::Refused`] when it refuses for good,
+    /// [`outage_limit`](Self::outage_limit), [`Error::Refused`] when it refuses for good,
     /// [`Error::Closed`] when the locker is closed.
     ///
     /// # Panics
@@ -184,7 +184,7 @@ impl Lock {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// let locker = redlease::Locker::in_memory();
-    /// let guard = locker.lock("nightly").lock().await?;
+    /// let guard = locker.mutex("nightly").lock().await?;
     /// // … as long as it takes; the lease is renewed meanwhile …
     /// drop(guard);
     /// # Ok(()) }
@@ -202,7 +202,7 @@ impl Lock {
     ///
     /// Answers without I/O if this process holds the key, waits for it, or is about to release it
     /// in the background. A Redis that does not answer is asked again for
-    /// [`give_up_after`](Self::give_up_after).
+    /// [`outage_limit`](Self::outage_limit).
     ///
     /// # Cancel safety
     ///
@@ -270,7 +270,7 @@ impl Lock {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// # let locker = redlease::Locker::in_memory();
     /// # async fn settle(token: u64) -> bool { token > 0 }
-    /// let lock = locker.lock("invoice:42");
+    /// let lock = locker.mutex("invoice:42");
     /// let settled = lock.run(async |guard| settle(guard.fencing_token()).await).await?;
     /// assert!(settled);
     /// # Ok(()) }

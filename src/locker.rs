@@ -9,8 +9,8 @@ use crate::engine::{Engine, Settings, check_may_block};
 use crate::error::Error;
 use crate::fault::Cause;
 use crate::handle::Handle;
+use crate::holder::Owner;
 use crate::lock::Lock;
-use crate::owner::Owner;
 use crate::topology;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// ```no_run
 /// # async fn example() -> Result<(), redlease::Error> {
 /// let locker = redlease::Locker::connect("redis://127.0.0.1/").await?;
-/// let guard = locker.lock("invoice:42").lock().await?;
+/// let guard = locker.mutex("invoice:42").lock().await?;
 /// # drop(guard);
 /// # Ok(()) }
 /// ```
@@ -127,7 +127,7 @@ impl Locker {
     ///     "redis://redis-c/",
     /// ])
     /// .await?;
-    /// let guard = locker.lock("invoice:42").lock().await?;
+    /// let guard = locker.mutex("invoice:42").lock().await?;
     /// # drop(guard);
     /// # Ok(()) }
     /// ```
@@ -154,8 +154,8 @@ impl Locker {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
     /// let locker = redlease::Locker::in_memory();
-    /// let _guard = locker.lock("a").lock().await?;
-    /// assert!(locker.lock("a").try_lock().await?.is_none());
+    /// let _guard = locker.mutex("a").lock().await?;
+    /// assert!(locker.mutex("a").try_lock().await?.is_none());
     /// # Ok(()) }
     /// ```
     pub fn in_memory() -> Self {
@@ -168,7 +168,7 @@ impl Locker {
     /// Returns a handle on the lock of a key, without I/O.
     ///
     /// The key is used in Redis verbatim, behind the builder's prefix. It must not be empty.
-    pub fn lock(&self, key: impl Into<String>) -> Lock {
+    pub fn mutex(&self, key: impl Into<String>) -> Lock {
         Lock::new(&self.handle, key.into())
     }
 

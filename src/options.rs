@@ -28,7 +28,7 @@ pub(crate) struct Options {
     pub(crate) max_hold: Option<Duration>,
     pub(crate) auto_renew: bool,
     pub(crate) handover_for: Duration,
-    pub(crate) give_up_after: Duration,
+    pub(crate) outage_limit: Duration,
 }
 
 impl Default for Options {
@@ -39,7 +39,7 @@ impl Default for Options {
             max_hold: None,
             auto_renew: true,
             handover_for: Duration::from_millis(10),
-            give_up_after: Duration::from_secs(10),
+            outage_limit: Duration::from_secs(10),
         }
     }
 }
@@ -53,7 +53,7 @@ pub(crate) struct Terms {
     pub(crate) renew_every: Option<Duration>,
     pub(crate) max_hold: Option<Duration>,
     pub(crate) handover_for: Duration,
-    pub(crate) give_up_after: Duration,
+    pub(crate) outage_limit: Duration,
 }
 
 impl Options {
@@ -67,7 +67,7 @@ impl Options {
             ("renew_every", self.renew_every),
             ("max_hold", self.max_hold),
             ("handover_for", Some(self.handover_for)),
-            ("give_up_after", Some(self.give_up_after)),
+            ("outage_limit", Some(self.outage_limit)),
         ];
         for (name, length) in lengths {
             if length.is_some_and(|length| length > LONGEST) {
@@ -93,7 +93,7 @@ impl Options {
             renew_every: self.auto_renew.then_some(renew_every),
             max_hold: self.max_hold,
             handover_for: self.handover_for,
-            give_up_after: self.give_up_after,
+            outage_limit: self.outage_limit,
         })
     }
 }
@@ -194,10 +194,7 @@ mod tests {
             ("max_hold", problem(|o| o.max_hold = Some(Duration::ZERO))),
             ("max_hold", problem(|o| o.max_hold = Some(Duration::MAX))),
             ("handover_for", problem(|o| o.handover_for = Duration::MAX)),
-            (
-                "give_up_after",
-                problem(|o| o.give_up_after = Duration::MAX),
-            ),
+            ("outage_limit", problem(|o| o.outage_limit = Duration::MAX)),
         ] {
             assert!(text.starts_with("lock \"k\": "), "{text}");
             assert!(text.contains(name), "{text}");

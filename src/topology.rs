@@ -7,16 +7,16 @@ use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisEr
 use crate::acquire::queue::{Queues, reclaim};
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::memory::Memory;
-use crate::backend::node::{Node, Role};
 use crate::backend::quorum::{Member, Quorum};
+use crate::backend::redis::{Role, Server};
 use crate::backend::{Backend, Signals};
+use crate::clock::Clock;
 use crate::engine::{Engine, Settings};
 use crate::error::Error;
 use crate::events::emit;
 use crate::fault::Cause;
 use crate::handle::Handle;
 use crate::hold::Context;
-use crate::lease::clock::Clock;
 
 const FEWEST_SERVERS: usize = 3;
 
@@ -79,9 +79,9 @@ fn node(
     signals: Arc<dyn Signals>,
     role: Role,
     settings: &Settings,
-) -> Result<Node, Error> {
+) -> Result<Server, Error> {
     let limit = settings.command_timeout;
-    let node = Node::new(
+    let node = Server::new(
         client,
         clock.clone(),
         signals,

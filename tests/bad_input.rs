@@ -48,7 +48,7 @@ async fn an_empty_key_is_refused_behind_a_prefix_too() {
     let server = Server::start();
     let builder = Locker::builder().prefix("app:");
     let locker = builder.connect(server.url()).await.unwrap();
-    let lock = locker.lock("");
+    let lock = locker.mutex("");
     for text in refused(&lock, is_invalid).await {
         assert!(text.contains("key must not be empty"), "{text}");
     }
@@ -65,9 +65,9 @@ async fn options_out_of_range_are_named_and_nothing_is_written() {
     let scripts = || server.calls("evalsha") + server.calls("eval");
     let before = scripts();
     let second = Duration::from_secs(1);
-    let lock = || locker.lock("k");
+    let lock = || locker.mutex("k");
     let bad: Vec<(&str, Lock)> = vec![
-        ("key", locker.lock("")),
+        ("key", locker.mutex("")),
         ("ttl", lock().ttl(Duration::ZERO)),
         ("ttl", lock().ttl(Duration::from_micros(9_999))),
         ("ttl", lock().ttl(Duration::MAX)),
@@ -80,7 +80,7 @@ async fn options_out_of_range_are_named_and_nothing_is_written() {
         ("max_hold", lock().max_hold(Duration::ZERO)),
         ("max_hold", lock().max_hold(Duration::MAX)),
         ("handover_for", lock().handover_for(Duration::MAX)),
-        ("give_up_after", lock().give_up_after(Duration::MAX)),
+        ("outage_limit", lock().outage_limit(Duration::MAX)),
     ];
     for (name, lock) in bad {
         for text in refused(&lock, is_invalid).await {
@@ -99,8 +99,8 @@ async fn the_longest_options_work() {
     let server = Server::start();
     let locker = locker(&server).await;
     let century = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-    let lock = locker.lock(unique_key());
-    let lock = lock.ttl(century).max_hold(century).give_up_after(century);
+    let lock = locker.mutex(unique_key());
+    let lock = lock.ttl(century).max_hold(century).outage_limit(century);
     let guard = lock.try_lock_for(century).await.unwrap().expect("a guard");
     assert!(guard.remaining() > century / 2);
     guard.renew().await.unwrap();
@@ -211,7 +211,7 @@ async fn a_wrong_password_is_refused_and_not_shown() {
         }
     }
     let locker = Locker::connect(with("right")).await.unwrap();
-    assert!(locker.lock("k").try_lock().await.unwrap().is_some());
+    assert!(locker.mutex("k").try_lock().await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -234,7 +234,7 @@ async fn a_user_without_the_right_to_the_key_is_refused() {
     server.add_user("ann", &["~mine:*", "&*", "+@all"]);
     let url = format!("redis://ann:pw@127.0.0.1:{}/", server.port);
     let locker = Locker::connect(url).await.unwrap();
-    refused(&locker.lock("yours"), is_refused).await;
+    refused(&locker.mutex("yours"), is_refused).await;
     assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
 }
 
@@ -244,7 +244,7 @@ async fn a_key_that_holds_a_hash_is_refused_and_stays() {
     let locker = locker(&server).await;
     let key = unique_key();
     server.command::<i64>(&["HSET", &key, "redisson", "1"]);
-    let lock = locker.lock(&key).give_up_after(10 * DEADLINE);
+    let lock = locker.mutex(&key).outage_limit(10 * DEADLINE);
     for text in refused(&lock, is_refused).await {
         assert!(text.contains(&key), "{text}");
     }
@@ -266,7 +266,7 @@ async fn what_others_put_beside_a_key_does_not_keep_its_holder_from_letting_go()
         ("a record of another form", "ZADD %q 1 x", "HSET %w x y"),
     ] {
         for handover in [Duration::ZERO, Duration::from_nanos(1)] {
-            let lock = locker.lock(unique_key()).handover_for(handover);
+            let lock = locker.mutex(unique_key()).handover_for(handover);
             let guard = lock.lock().await.unwrap();
             // Who waits in this process has the end of the stretch ask who else does.
             let behind = lock.clone();
@@ -294,8 +294,8 @@ async fn a_counter_of_another_type_keeps_no_holder_from_letting_go() {
     let server = Server::start();
     let (here, there) = (locker(&server).await, locker(&server).await);
     let key = unique_key();
-    let guard = here.lock(&key).lock().await.unwrap();
-    let waiter = there.lock(&key);
+    let guard = here.mutex(&key).lock().await.unwrap();
+    let waiter = there.mutex(&key);
     let waiter = tokio::spawn(async move { waiter.lock().await });
     let queue = format!("{{{key}}}:lock-queue");
     eventually("it waits in Redis", || {
@@ -322,7 +322,7 @@ async fn any_key_has_its_neighbours_in_its_cluster_slot() {
     .await;
     let locker = locker(&server).await;
     for key in ["plain", "a{b}c", "a}b", "{}x", "{}x{y}", "}", "{a", "{{a}}"] {
-        let guard = locker.lock(key).try_lock().await.unwrap();
+        let guard = locker.mutex(key).try_lock().await.unwrap();
         let released = guard.expect("it is free").release().await;
         assert_eq!(released.unwrap(), Released::Freed, "{key}");
     }
@@ -355,7 +355,7 @@ async fn a_server_that_stops_answering_is_put_up_with_for_the_time_told() {
     let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     let locker = builder.connect(server.url()).await.unwrap();
     let limit = Duration::from_millis(300);
-    let lock = locker.lock(unique_key()).give_up_after(limit);
+    let lock = locker.mutex(unique_key()).outage_limit(limit);
     server.freeze();
     let began = Instant::now();
     let outcome = timeout(DEADLINE, lock.lock()).await.expect("it ends");
@@ -374,7 +374,7 @@ async fn a_server_that_takes_connections_and_never_answers_is_put_up_with_for_th
     let builder = Locker::builder().command_timeout(Duration::from_millis(500));
     let locker = builder.connect(proxy.url()).await.unwrap();
     let limit = Duration::from_millis(300);
-    let lock = locker.lock(unique_key()).give_up_after(limit);
+    let lock = locker.mutex(unique_key()).outage_limit(limit);
     // The connection breaks; whoever opens a new one hears nothing on it.
     proxy.hold();
     proxy.cut();

@@ -23,13 +23,13 @@ fn a_scope_holds_the_lock() {
     let (one, other) = (locker(&server), locker(&server));
     let key = unique_key();
     {
-        let guard = one.lock(&key).lock().unwrap();
+        let guard = one.mutex(&key).lock().unwrap();
         assert_eq!(server.get(&key).as_deref(), Some(guard.value()));
-        assert!(other.lock(&key).try_lock().unwrap().is_none());
-        let holder = other.lock(&key).holder().unwrap().expect("a holder");
+        assert!(other.mutex(&key).try_lock().unwrap().is_none());
+        let holder = other.mutex(&key).holder().unwrap().expect("a holder");
         assert_eq!(holder.value, guard.value().as_bytes());
     }
-    let next = other.lock(&key).try_lock_for(DEADLINE).unwrap();
+    let next = other.mutex(&key).try_lock_for(DEADLINE).unwrap();
     assert!(next.is_some());
 }
 
@@ -41,7 +41,7 @@ fn p1_threads_exclude_each_other() {
     let inside = Arc::new(AtomicU32::new(0));
     std::thread::scope(|scope| {
         for number in 0..6 {
-            let lock = lockers[number % 2].lock(&key);
+            let lock = lockers[number % 2].mutex(&key);
             let inside = Arc::clone(&inside);
             scope.spawn(move || {
                 for _ in 0..5 {
@@ -61,7 +61,7 @@ fn a_guard_outlives_its_ttl_and_tells_of_its_loss() {
     let locker = locker(&server);
     let key = unique_key();
     let ttl = Duration::from_secs(5);
-    let lock = locker.lock(&key).ttl(ttl);
+    let lock = locker.mutex(&key).ttl(ttl);
     let guard = lock.renew_every(ttl / 100).lock().unwrap();
     let first_end = Instant::now() + guard.remaining();
     eventually_blocking("the lease goes beyond its first end", || {
@@ -83,10 +83,10 @@ fn a_guard_outlives_its_ttl_and_tells_of_its_loss() {
 fn a_limited_wait_ends() {
     let server = Server::start();
     let (one, other) = (locker(&server), locker(&server));
-    let guard = one.lock(unique_key()).lock().unwrap();
+    let guard = one.mutex(unique_key()).lock().unwrap();
     let limit = Duration::from_millis(100);
     let began = Instant::now();
-    for lock in [one.lock(guard.key()), other.lock(guard.key())] {
+    for lock in [one.mutex(guard.key()), other.mutex(guard.key())] {
         assert!(lock.try_lock_for(limit).unwrap().is_none());
     }
     assert!(began.elapsed() >= 2 * limit);
@@ -97,7 +97,7 @@ fn a_limited_wait_ends() {
 fn run_returns_what_the_routine_returns() {
     let server = Server::start();
     let locker = locker(&server);
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let token = lock.run(|guard| guard.fencing_token()).unwrap();
     assert!(token > 0);
     assert!(!server.exists(lock.key()), "the release was awaited");
@@ -117,7 +117,7 @@ fn it_works_inside_a_runtime() {
         .unwrap();
     runtime.block_on(async {
         let locker = locker(&server);
-        let guard = locker.lock(unique_key()).lock().unwrap();
+        let guard = locker.mutex(unique_key()).lock().unwrap();
         let key = guard.key().to_owned();
         drop(guard);
         drop(locker);
@@ -129,8 +129,8 @@ fn it_works_inside_a_runtime() {
 fn close_ends_waiters_and_guards() {
     let server = Server::start();
     let locker = locker(&server);
-    let guard = locker.lock(unique_key()).lock().unwrap();
-    let lock = locker.lock(guard.key());
+    let guard = locker.mutex(unique_key()).lock().unwrap();
+    let lock = locker.mutex(guard.key());
     let waiter = std::thread::spawn(move || lock.lock());
     locker.close(DEADLINE).unwrap();
     let end = waiter.join().unwrap();
@@ -145,13 +145,13 @@ fn force_release_and_options_reach_redis() {
     let builder = Locker::builder().owner("night shift").prefix("p:");
     let locker = builder.connect(server.url()).unwrap();
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(Duration::from_secs(77));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(77));
     let guard = lock.auto_renew(false).lock().unwrap();
     let in_redis = format!("p:{key}");
     assert!(server.get(&in_redis).unwrap().ends_with(":night shift"));
     let pttl: u64 = server.command(&["PTTL", &in_redis]);
     assert!(pttl > 47_000 && pttl <= 77_000, "{pttl}");
-    assert!(locker.lock(&key).force_release().unwrap());
+    assert!(locker.mutex(&key).force_release().unwrap());
     assert!(!server.exists(&in_redis));
     assert!(matches!(guard.renew(), Err(Error::Lost(_))));
 }
@@ -167,7 +167,7 @@ struct Caller {
 impl Wake for Caller {
     fn wake(self: Arc<Self>) {
         let tell = |what, outcome| self.outcomes.send((what, outcome)).unwrap();
-        let free = self.locker.lock(unique_key());
+        let free = self.locker.mutex(unique_key());
         let guard = self.guard.lock().unwrap().take().expect("woken once");
         let key = guard.key().to_owned();
         tell("lock", free.lock().map(drop));
@@ -179,7 +179,7 @@ impl Wake for Caller {
         tell("renew", guard.renew());
         tell("release", guard.release().map(drop));
         tell("close", self.locker.close(DEADLINE));
-        tell("another locker", self.other.lock(key).lock().map(drop));
+        tell("another locker", self.other.mutex(key).lock().map(drop));
     }
 }
 
@@ -187,7 +187,7 @@ impl Wake for Caller {
 fn a_call_on_the_background_thread_is_an_error_and_no_deadlock() {
     let server = Server::start();
     let locker = locker(&server);
-    let held = locker.lock(unique_key()).lock().unwrap();
+    let held = locker.mutex(unique_key()).lock().unwrap();
     let held_key = held.key().to_owned();
     let (sender, outcomes) = mpsc::channel();
     let caller = Caller {
@@ -197,7 +197,7 @@ fn a_call_on_the_background_thread_is_an_error_and_no_deadlock() {
         outcomes: sender,
     };
     let waker = Arc::new(caller).into();
-    let lost = locker.lock(unique_key()).lock().unwrap();
+    let lost = locker.mutex(unique_key()).lock().unwrap();
     let mut cancelled = pin!(lost.lost().cancelled());
     let mut context = Context::from_waker(&waker);
     assert!(cancelled.as_mut().poll(&mut context).is_pending());
@@ -214,5 +214,5 @@ fn a_call_on_the_background_thread_is_an_error_and_no_deadlock() {
     eventually_blocking("a guard that was to be released is", || {
         !server.exists(&held_key)
     });
-    assert!(locker.lock(unique_key()).try_lock().unwrap().is_some());
+    assert!(locker.mutex(unique_key()).try_lock().unwrap().is_some());
 }

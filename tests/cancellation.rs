@@ -53,7 +53,7 @@ async fn locker(server: &Server, url: &str) -> Locker {
 async fn locker_within(command_timeout: Duration, server: &Server, url: &str) -> Locker {
     let builder = Locker::builder().command_timeout(command_timeout);
     let locker = builder.connect(url).await.expect("a locker");
-    let guard = locker.lock(unique_key()).lock().await.unwrap();
+    let guard = locker.mutex(unique_key()).lock().await.unwrap();
     guard.renew().await.unwrap();
     guard.release().await.unwrap();
     assert!(server.calls("evalsha") >= 3);
@@ -75,7 +75,7 @@ async fn p10_an_acquire_dropped_at_any_await_point_leaves_no_key() {
         for times in 0.. {
             let locker = locker(&server, &server.url()).await;
             let key = unique_key();
-            let lock = locker.lock(&key).ttl(TTL);
+            let lock = locker.mutex(&key).ttl(TTL);
             if broken {
                 // So that the acquire opens a connection on its way.
                 server.command::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
@@ -104,7 +104,7 @@ async fn p10_a_waiter_dropped_at_any_await_point_leaves_no_key() {
         let locker = locker(&server, &server.url()).await;
         let key = unique_key();
         server.command::<()>(&["SET", &key, "theirs", "PX", "30"]);
-        let lock = locker.lock(&key).ttl(TTL);
+        let lock = locker.mutex(&key).ttl(TTL);
         let outcome = poll_times(lock.lock(), times, Duration::from_millis(40)).await;
         let done = outcome.is_some();
         assert!(outcome.is_none_or(|outcome| outcome.is_ok()));
@@ -121,7 +121,7 @@ async fn p10_a_waiter_dropped_at_any_await_point_leaves_no_key() {
 async fn p10_a_cancelled_local_waiter_lets_the_next_one_through() {
     let server = Server::start();
     let locker = Locker::connect(server.url()).await.unwrap();
-    let lock = locker.lock(unique_key()).ttl(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL);
     let guard = lock.lock().await.unwrap();
     let cancelled = {
         let lock = lock.clone();
@@ -144,8 +144,8 @@ async fn p10_an_acquire_whose_reply_never_comes_leaves_no_key() {
     let proxy = Proxy::before(server.port);
     let locker = locker(&server, &proxy.url()).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
-    let lock = lock.give_up_after(Duration::from_millis(300));
+    let lock = locker.mutex(&key).ttl(TTL);
+    let lock = lock.outage_limit(Duration::from_millis(300));
     let before = server.calls("evalsha");
     proxy.swallow_replies();
     let outcome = timeout(DEADLINE, lock.lock()).await.expect("it gives up");
@@ -168,7 +168,7 @@ async fn p10_a_cancelled_request_that_arrives_late_leaves_no_key() {
     let proxy = Proxy::before(server.port);
     let locker = locker(&server, &proxy.url()).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     proxy.hold();
     let cut_short = timeout(Duration::from_millis(20), lock.lock()).await;
     assert!(cut_short.is_err());
@@ -189,7 +189,7 @@ async fn p10_a_limited_wait_for_a_dead_line_leaves_no_key() {
     let proxy = Proxy::before(server.port);
     let locker = locker(&server, &proxy.url()).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     proxy.hold();
     let limit = Duration::from_millis(200);
     let outcome = timeout(DEADLINE, lock.try_lock_for(limit)).await.unwrap();
@@ -210,7 +210,7 @@ async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
     let proxy = PushProxy::before(server.port);
     let locker = locker_within(NO_TIMEOUT, &server, &proxy.url()).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     proxy.go_silent_behind(&key);
     let waiting = tokio::spawn(async move { lock.lock().await.map(drop) });
     eventually("the server has the request", || server.exists(&key)).await;
@@ -224,7 +224,7 @@ async fn p10_an_acquire_that_times_out_on_a_dead_connection_leaves_no_key() {
     let proxy = PushProxy::before(server.port);
     let locker = locker_within(NO_TIMEOUT, &server, &proxy.url()).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     proxy.go_silent_behind(&key);
     let outcome = lock.try_lock_for(Duration::from_millis(200)).await;
     assert!(
@@ -241,7 +241,7 @@ fn p10_an_acquire_that_ends_with_its_runtime_leaves_no_key() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let locker = runtime.block_on(locker(&server, &proxy.url()));
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     proxy.swallow_replies();
     let before = server.calls("evalsha");
     runtime.spawn(async move { lock.lock().await.map(LockGuard::release) });
@@ -260,7 +260,7 @@ fn p10_a_clean_up_that_ends_with_its_runtime_is_sent_again() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let locker = runtime.block_on(locker(&server, &proxy.url()));
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     proxy.go_silent_behind(&key);
     let waiting = runtime.spawn(async move { lock.lock().await.map(drop) });
     let mut value = None;
@@ -288,7 +288,7 @@ fn p10_a_cancelled_acquire_does_not_hold_up_the_end_of_a_small_runtime() {
     runtime.block_on(async {
         let builder = Locker::builder().flush_timeout(4 * DEADLINE);
         let locker = builder.connect(server.url()).await.unwrap();
-        let lock = locker.lock(&key).ttl(TTL);
+        let lock = locker.mutex(&key).ttl(TTL);
         assert!(poll_times(lock.lock(), 1, Duration::ZERO).await.is_none());
     });
     assert!(began.elapsed() < DEADLINE, "the clean-up needs the thread");

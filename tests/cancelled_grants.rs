@@ -57,7 +57,7 @@ async fn p10_p11_the_next_process_gets_what_a_cancelled_waiter_was_granted() {
         connect(&server).await,
     ];
     let key = unique_key();
-    let lock = |number: usize| lockers[number % 3].lock(&key).ttl(TTL);
+    let lock = |number: usize| lockers[number % 3].mutex(&key).ttl(TTL);
     let mut holder = lock(0).lock().await.unwrap();
     let mut slow = 0;
     for round in 0..rounds() {
@@ -84,12 +84,12 @@ async fn p10_p11_the_next_of_the_process_gets_what_a_cancelled_waiter_was_handed
     let server = Server::start();
     let (here, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let lock = here.lock(&key).ttl(TTL);
+    let lock = here.mutex(&key).ttl(TTL);
     let mut holder = lock.lock().await.unwrap();
     let mut slow = 0;
     for round in 0..rounds() {
         let cancelled = wait_for(&lock);
-        let foreign = (round % 5 == 0).then(|| wait_for(&there.lock(&key).ttl(TTL)));
+        let foreign = (round % 5 == 0).then(|| wait_for(&there.mutex(&key).ttl(TTL)));
         tokio::task::yield_now().await;
         let next = wait_for(&lock);
         tokio::task::yield_now().await;
@@ -112,7 +112,7 @@ async fn p10_a_limit_that_ends_as_the_lock_comes_free_leaks_nothing() {
     let server = Server::start();
     let (here, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let (lock, other) = (here.lock(&key).ttl(TTL), there.lock(&key).ttl(TTL));
+    let (lock, other) = (here.mutex(&key).ttl(TTL), there.mutex(&key).ttl(TTL));
     for round in 0..rounds() / 4 {
         let holder = lock.lock().await.unwrap();
         let waiter = {

@@ -69,7 +69,7 @@ suite! {
 
 async fn a_guard_excludes_others_until_its_release(b: Backend) {
     let key = unique_key();
-    let (lock, other) = (b.one.lock(&key), b.other.lock(&key));
+    let (lock, other) = (b.one.mutex(&key), b.other.mutex(&key));
     let guard = lock.lock().await.unwrap();
     assert_eq!(guard.key(), key);
     assert!(!guard.is_lost());
@@ -78,7 +78,7 @@ async fn a_guard_excludes_others_until_its_release(b: Backend) {
     assert!(other.try_lock().await.unwrap().is_none());
     assert!(
         b.other
-            .lock(unique_key())
+            .mutex(unique_key())
             .try_lock()
             .await
             .unwrap()
@@ -91,7 +91,7 @@ async fn a_guard_excludes_others_until_its_release(b: Backend) {
 }
 
 async fn a_dropped_guard_frees_the_key(b: Backend) {
-    let lock = b.one.lock(unique_key());
+    let lock = b.one.mutex(unique_key());
     drop(lock.lock().await.unwrap());
     let next = timeout(DEADLINE, lock.lock()).await.expect("in time");
     assert!(next.is_ok());
@@ -99,9 +99,9 @@ async fn a_dropped_guard_frees_the_key(b: Backend) {
 
 async fn a_waiter_gets_the_lock(b: Backend) {
     let key = unique_key();
-    let guard = b.one.lock(&key).lock().await.unwrap();
+    let guard = b.one.mutex(&key).lock().await.unwrap();
     let first = guard.fencing_token();
-    let other = b.other.lock(&key);
+    let other = b.other.mutex(&key);
     let waiter = tokio::spawn(async move { other.lock().await });
     tokio::task::yield_now().await;
     assert!(!waiter.is_finished());
@@ -115,7 +115,7 @@ async fn waiters_exclude_each_other(b: Backend) {
     let inside = Arc::new(AtomicU32::new(0));
     let mut tasks = Vec::new();
     for number in 0..6 {
-        let lock = if number % 2 == 0 { &b.one } else { &b.other }.lock(&key);
+        let lock = if number % 2 == 0 { &b.one } else { &b.other }.mutex(&key);
         let inside = Arc::clone(&inside);
         tasks.push(tokio::spawn(async move {
             for _ in 0..5 {
@@ -136,7 +136,7 @@ async fn tokens_grow(b: Backend) {
     let mut last = 0;
     for round in 0..10 {
         let locker = if round % 2 == 0 { &b.one } else { &b.other };
-        let guard = locker.lock(&key).lock().await.unwrap();
+        let guard = locker.mutex(&key).lock().await.unwrap();
         assert!(guard.fencing_token() > last, "P8");
         last = guard.fencing_token();
         guard.release().await.unwrap();
@@ -145,7 +145,7 @@ async fn tokens_grow(b: Backend) {
 
 async fn a_guard_outlives_its_ttl(b: Backend) {
     let key = unique_key();
-    let lock = b.one.lock(&key).ttl(Duration::from_secs(5));
+    let lock = b.one.mutex(&key).ttl(Duration::from_secs(5));
     let lock = lock.renew_every(Duration::from_millis(50));
     let guard = lock.lock().await.unwrap();
     let first_end = Instant::now() + guard.remaining();
@@ -155,13 +155,13 @@ async fn a_guard_outlives_its_ttl(b: Backend) {
     .await;
     guard.ensure_held().unwrap();
     guard.renew().await.unwrap();
-    assert!(b.other.lock(&key).try_lock().await.unwrap().is_none());
+    assert!(b.other.mutex(&key).try_lock().await.unwrap().is_none());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
 async fn without_renewal_a_guard_expires(b: Backend) {
     let key = unique_key();
-    let lock = b.one.lock(&key).ttl(Duration::from_millis(100));
+    let lock = b.one.mutex(&key).ttl(Duration::from_millis(100));
     let guard = lock.auto_renew(false).lock().await.unwrap();
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
     assert!(guard.is_lost());
@@ -171,7 +171,7 @@ async fn without_renewal_a_guard_expires(b: Backend) {
         "{reason:?}"
     );
     assert!(matches!(guard.renew().await, Err(Error::Lost(_))), "P5");
-    let next = timeout(DEADLINE, b.other.lock(&key).lock())
+    let next = timeout(DEADLINE, b.other.mutex(&key).lock())
         .await
         .unwrap()
         .unwrap();
@@ -183,32 +183,32 @@ async fn without_renewal_a_guard_expires(b: Backend) {
 
 async fn max_hold_ends_a_guard(b: Backend) {
     let hold = Duration::from_millis(100);
-    let lock = b.one.lock(unique_key()).max_hold(hold);
+    let lock = b.one.mutex(unique_key()).max_hold(hold);
     let began = Instant::now();
     let guard = lock.lock().await.unwrap();
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
     assert!(began.elapsed() >= hold);
     assert!(matches!(guard.lost_reason(), Some(LostReason::MaxHold)));
-    assert!(b.other.lock(guard.key()).holder().await.unwrap().is_some());
+    assert!(b.other.mutex(guard.key()).holder().await.unwrap().is_some());
 }
 
 async fn force_release_is_a_loss(b: Backend) {
     let key = unique_key();
-    let lock = b.one.lock(&key).ttl(Duration::from_secs(60));
+    let lock = b.one.mutex(&key).ttl(Duration::from_secs(60));
     let lock = lock.renew_every(Duration::from_millis(30));
     let guard = lock.lock().await.unwrap();
-    assert!(b.other.lock(&key).force_release().await.unwrap());
+    assert!(b.other.mutex(&key).force_release().await.unwrap());
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
     assert!(guard.is_lost());
-    assert!(!b.other.lock(unique_key()).force_release().await.unwrap());
+    assert!(!b.other.mutex(unique_key()).force_release().await.unwrap());
     assert_eq!(guard.release().await.unwrap(), Released::AlreadyLost);
 }
 
 async fn holder_tells_who(b: Backend) {
     let key = unique_key();
-    let watcher = b.other.lock(&key);
+    let watcher = b.other.mutex(&key);
     assert_eq!(watcher.holder().await.unwrap(), None);
-    let guard = b.one.lock(&key).lock().await.unwrap();
+    let guard = b.one.mutex(&key).lock().await.unwrap();
     let holder = watcher.holder().await.unwrap().expect("a holder");
     assert_eq!(holder.value, guard.value().as_bytes());
     let owner = holder.owner.expect("a label");
@@ -220,7 +220,7 @@ async fn holder_tells_who(b: Backend) {
 
 async fn run_runs_under_the_lock(b: Backend) {
     let key = unique_key();
-    let (lock, other) = (b.one.lock(&key), b.other.lock(&key));
+    let (lock, other) = (b.one.mutex(&key), b.other.mutex(&key));
     let token = lock
         .run(async |guard| {
             assert!(other.try_lock().await.unwrap().is_none());
@@ -237,12 +237,12 @@ async fn run_runs_under_the_lock(b: Backend) {
 
 async fn a_limited_wait_ends(b: Backend) {
     let key = unique_key();
-    let guard = b.one.lock(&key).lock().await.unwrap();
+    let guard = b.one.mutex(&key).lock().await.unwrap();
     let limit = Duration::from_millis(60);
     let began = Instant::now();
     assert!(
         b.other
-            .lock(&key)
+            .mutex(&key)
             .try_lock_for(limit)
             .await
             .unwrap()
@@ -250,7 +250,7 @@ async fn a_limited_wait_ends(b: Backend) {
     );
     assert!(
         b.one
-            .lock(&key)
+            .mutex(&key)
             .try_lock_for(limit)
             .await
             .unwrap()
@@ -260,7 +260,7 @@ async fn a_limited_wait_ends(b: Backend) {
     guard.release().await.unwrap();
     assert!(
         b.one
-            .lock(&key)
+            .mutex(&key)
             .try_lock_for(limit)
             .await
             .unwrap()
@@ -270,14 +270,14 @@ async fn a_limited_wait_ends(b: Backend) {
 
 async fn a_cancelled_wait_leaves_nothing(b: Backend) {
     let key = unique_key();
-    let guard = b.one.lock(&key).lock().await.unwrap();
+    let guard = b.one.mutex(&key).lock().await.unwrap();
     for locker in [&b.one, &b.other] {
-        let lock = locker.lock(&key);
+        let lock = locker.mutex(&key);
         let cut_short = timeout(Duration::from_millis(20), lock.lock()).await;
         assert!(cut_short.is_err());
     }
     guard.release().await.unwrap();
-    let lock = b.other.lock(&key);
+    let lock = b.other.mutex(&key);
     let until = Instant::now() + DEADLINE;
     while lock.holder().await.unwrap().is_some() {
         assert!(Instant::now() < until, "P10");
@@ -285,8 +285,8 @@ async fn a_cancelled_wait_leaves_nothing(b: Backend) {
 }
 
 async fn close_closes(b: Backend) {
-    let guard = b.one.lock(unique_key()).lock().await.unwrap();
-    let waiter = b.one.lock(guard.key());
+    let guard = b.one.mutex(unique_key()).lock().await.unwrap();
+    let waiter = b.one.mutex(guard.key());
     let waiter = tokio::spawn(async move { waiter.lock().await });
     tokio::task::yield_now().await;
     b.one.close(DEADLINE).await.unwrap();
@@ -294,14 +294,14 @@ async fn close_closes(b: Backend) {
     assert!(matches!(guard.lost_reason(), Some(LostReason::Closed)));
     let end = timeout(DEADLINE, waiter).await.unwrap().unwrap();
     assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
-    let late = b.one.lock(unique_key()).try_lock().await;
+    let late = b.one.mutex(unique_key()).try_lock().await;
     assert!(matches!(late, Err(Error::Closed { .. })), "{late:?}");
 }
 
 async fn bad_options_are_refused(b: Backend) {
-    let lock = b.one.lock(unique_key());
+    let lock = b.one.mutex(unique_key());
     for bad in [
-        b.one.lock(""),
+        b.one.mutex(""),
         lock.clone().ttl(Duration::MAX),
         lock.clone().ttl(Duration::from_millis(9)),
         lock.clone().renew_every(Duration::from_secs(10)),

@@ -86,10 +86,10 @@ async fn p13_a_future_that_nobody_polls_keeps_nobody_from_a_connection() {
     let server = Server::start();
     let locker = locker_from_elsewhere(server.url());
     let held = {
-        let lock = locker.lock(unique_key());
+        let lock = locker.mutex(unique_key());
         elsewhere(async move { lock.lock().await.unwrap() })
     };
-    let lock = |key: String| locker.lock(key).give_up_after(Duration::from_secs(2));
+    let lock = |key: String| locker.mutex(key).outage_limit(Duration::from_secs(2));
     let unpolled = lock(unique_key());
     let mut unpolled = Box::pin(unpolled.lock());
     begin(&mut unpolled);
@@ -109,7 +109,7 @@ async fn p13_a_caller_that_gives_up_does_not_end_the_opening() {
     let locker = locker_from_elsewhere(proxy.url());
     let mut control = server.client();
     let before = taken(&mut control);
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     for _ in 0..20 {
         let mut impatient = Box::pin(lock.lock());
         begin(&mut impatient);
@@ -170,12 +170,12 @@ async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_cannot_be
     let mut control = server.client();
     let locker = Locker::connect(server.url()).await.unwrap();
     let (ttl, renew_every) = (Duration::from_secs(6), Duration::from_secs(3));
-    let lock = locker.lock(unique_key()).ttl(ttl);
+    let lock = locker.mutex(unique_key()).ttl(ttl);
     let lock = lock.renew_every(renew_every);
     let guard = lock.lock().await.unwrap();
     let mut others = Vec::new();
     for _ in 0..9 {
-        let lock = locker.lock(unique_key()).ttl(ttl).renew_every(renew_every);
+        let lock = locker.mutex(unique_key()).ttl(ttl).renew_every(renew_every);
         others.push(lock.lock().await.unwrap());
     }
     let clients = clients(&mut control);
@@ -224,11 +224,11 @@ async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_is_silent
     let ttl = Duration::from_secs(3);
     let mut guards = Vec::new();
     for _ in 0..3 {
-        guards.push(locker.lock(unique_key()).ttl(ttl).lock().await.unwrap());
+        guards.push(locker.mutex(unique_key()).ttl(ttl).lock().await.unwrap());
     }
     // One of the two is the driver's. New ones are as silent.
     (1..100).for_each(|number| proxy.hold(number));
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     if lock.holder().await.is_err() {
         proxy.hold(0);
         proxy.let_go(1);
@@ -253,7 +253,7 @@ async fn p13_an_opening_that_hangs_costs_no_lease() {
     // The caller's runtime ends, so the driver has no other connection than its own.
     let guard = elsewhere(async move {
         let locker = builder.connect(url).await.unwrap();
-        locker.lock(unique_key()).ttl(ttl).lock().await.unwrap()
+        locker.mutex(unique_key()).ttl(ttl).lock().await.unwrap()
     });
     // The one that the driver opens next.
     proxy.hold(2);
@@ -289,7 +289,7 @@ async fn a_server_that_does_not_take_hello_is_used_with_resp2() {
         proxy.answer("CLIENT", error);
         let locker = Locker::connect(proxy.url()).await;
         let locker = locker.unwrap_or_else(|e| panic!("{error:?}: {e}: {:?}", e.source()));
-        let guard = locker.lock(unique_key()).try_lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).try_lock().await.unwrap();
         let released = guard.expect("it is free").release().await;
         assert_eq!(released.unwrap(), Released::Freed, "{error:?}");
     }
@@ -341,7 +341,7 @@ async fn a_passing_refusal_of_resp3_is_forgotten() {
         proxy.let_pass("HELLO");
         let before = server.calls("hello");
         let locker = elsewhere(async move {
-            drop(locker.lock(unique_key()).lock().await.unwrap());
+            drop(locker.mutex(unique_key()).lock().await.unwrap());
             locker
         });
         assert!(
@@ -359,7 +359,7 @@ async fn a_url_that_asks_for_resp2_gets_it() {
         let url = format!("{}{query}", server.url());
         let locker = Locker::connect(&url).await.unwrap();
         let blocking = std::thread::spawn(move || blocking::Locker::connect(url).unwrap());
-        drop(locker.lock(unique_key()).lock().await.unwrap());
+        drop(locker.mutex(unique_key()).lock().await.unwrap());
         drop(blocking.join().expect("no panic"));
     }
     assert_eq!(server.calls("hello"), 0);
@@ -382,7 +382,7 @@ async fn a_url_with_resp2_keeps_its_user_password_and_database() {
     for who in ["ann:pw@", ":secret@"] {
         let url = format!("redis://{who}127.0.0.1:{port}/3?protocol=resp2");
         let locker = Locker::connect(url).await.unwrap();
-        let lock = locker.lock(unique_key());
+        let lock = locker.mutex(unique_key());
         let _guard = lock.lock().await.unwrap();
         assert_eq!(
             run::<i64>(&mut control, &["EXISTS", lock.key()]),
@@ -426,8 +426,8 @@ async fn a_user_without_the_right_to_ping_can_lock() {
             Locker::connect(&url).await.unwrap(),
         );
         let key = unique_key();
-        let guard = a.lock(&key).ttl(TTL).lock().await.unwrap();
-        let waiter = wait_for(&b.lock(&key).ttl(TTL));
+        let guard = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+        let waiter = wait_for(&b.mutex(&key).ttl(TTL));
         until_queued(&server, &key, 1).await;
         guard.release().await.unwrap();
         let guard = within(Duration::from_secs(3), "its turn", waiter)
@@ -443,7 +443,7 @@ async fn a_member_that_became_a_replica_is_reopened_with_rests() {
     let urls: Vec<String> = servers.iter().map(Server::url).collect();
     let locker = Locker::quorum(&urls).await.unwrap();
     let held = locker
-        .lock(unique_key())
+        .mutex(unique_key())
         .renew_every(Duration::from_millis(50));
     let held = held.lock().await.unwrap();
     let mut control = servers[2].client();
@@ -452,7 +452,7 @@ async fn a_member_that_became_a_replica_is_reopened_with_rests() {
     let before = taken(&mut control);
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
-        let guard = locker.lock(unique_key()).lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).lock().await.unwrap();
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
         sleep(Duration::from_millis(20)).await;
     }
@@ -481,7 +481,7 @@ async fn a_server_that_hangs_up_at_once_is_reopened_with_rests() {
     let locker = Locker::quorum(&urls).await.unwrap();
     let until = Instant::now() + Duration::from_secs(5);
     while Instant::now() < until {
-        let guard = locker.lock(unique_key()).lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).lock().await.unwrap();
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
         sleep(Duration::from_millis(20)).await;
     }
@@ -497,7 +497,7 @@ async fn p13_a_request_over_a_connection_that_was_closed_while_idle_is_sent_agai
         let locker = Locker::connect(format!("{}{query}", server.url()))
             .await
             .unwrap();
-        let lock = locker.lock(unique_key()).ttl(TTL);
+        let lock = locker.mutex(unique_key()).ttl(TTL);
         // Nothing is awaited after this, so the connection's task has not seen it yet.
         let hang_up = || {
             for kind in ["normal", "pubsub"] {
@@ -533,7 +533,7 @@ async fn p13_what_a_proxy_says_in_words_of_its_own_is_tried_again() {
         let proxy = PushProxy::before(server.port);
         let locker = Locker::connect(proxy.url()).await.unwrap();
         let lock = locker
-            .lock(unique_key())
+            .mutex(unique_key())
             .renew_every(Duration::from_millis(100));
         let guard = lock.lock().await.unwrap();
         for command in ["EVALSHA", "EVAL"] {
@@ -541,15 +541,15 @@ async fn p13_what_a_proxy_says_in_words_of_its_own_is_tried_again() {
         }
         let limit = Duration::from_millis(200);
         let outcome = locker
-            .lock(unique_key())
-            .give_up_after(limit)
+            .mutex(unique_key())
+            .outage_limit(limit)
             .try_lock()
             .await;
         assert!(
             outcome.is_err_and(|error| is_unavailable(&error)),
             "{error}"
         );
-        let other = locker.lock(unique_key());
+        let other = locker.mutex(unique_key());
         let waiter = wait_for(&other);
         sleep(Duration::from_millis(300)).await;
         for command in ["EVALSHA", "EVAL"] {

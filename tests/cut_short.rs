@@ -58,7 +58,7 @@ async fn p1_a_release_cut_short_is_not_followed_by_a_local_hand_over() {
         .unwrap();
     let key = unique_key();
     // A stretch that is over at once, so that each release asks whether to keep the lock.
-    let lock = locker.lock(&key).handover_for(Duration::from_nanos(1));
+    let lock = locker.mutex(&key).handover_for(Duration::from_nanos(1));
     let guard = lock.lock().await.unwrap();
     let mut next = Box::pin(lock.lock());
     let is_queued = timeout(Duration::ZERO, &mut next).await.is_err();

@@ -82,7 +82,7 @@ impl Failover {
     }
 
     fn lock(&self) -> Lock {
-        self.locker.lock(unique_key()).ttl(TTL)
+        self.locker.mutex(unique_key()).ttl(TTL)
     }
 }
 
@@ -194,7 +194,7 @@ async fn p1_a_guard_is_not_extended_by_a_replica_on_which_its_key_lives_for_long
     let () = failover.old.command(&["PEXPIRE", guard.key(), "600000"]);
     failover.take_place();
     let other = connect(&failover.new).await;
-    let second = other.lock(guard.key()).ttl(TTL).lock().await.unwrap();
+    let second = other.mutex(guard.key()).ttl(TTL).lock().await.unwrap();
     // The failover lost the key; who has it now, the next renewal tells.
     within(TTL / 2, "the first is lost", guard.lost().cancelled()).await;
     assert!(!second.is_lost());

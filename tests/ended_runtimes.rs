@@ -34,7 +34,7 @@ fn open_files() -> usize {
 /// Uses locks from many runtimes, some of which end in the middle of something.
 fn lock_from_many(locker: &Locker) {
     for number in 0..RUNTIMES {
-        let lock = locker.lock(unique_key());
+        let lock = locker.mutex(unique_key());
         let thread = thread::spawn(move || {
             let runtime = runtime();
             runtime.block_on(async {

@@ -85,7 +85,7 @@ fn key(manner: &str) -> String {
 }
 
 async fn hold(locker: &Locker, key: &str, ttl: Duration) -> LockGuard {
-    let lock = locker.lock(key).ttl(ttl);
+    let lock = locker.mutex(key).ttl(ttl);
     within(DEADLINE, "the lock", lock.lock()).await.unwrap()
 }
 
@@ -143,7 +143,7 @@ async fn p12_a_subscriber_that_panics_makes_no_drop_panic() {
     subscribe();
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(key("panic"));
+    let lock = locker.mutex(key("panic"));
     let limit = Duration::from_millis(30);
     for _ in 0..5 {
         let guard = lock.clone().max_hold(limit).lock().await.unwrap();
@@ -201,11 +201,11 @@ async fn p4_a_waker_that_panics_costs_nobody_else_anything() {
     let server = Server::start();
     let locker = connect(&server).await;
     let held = hold(&locker, &key("quiet"), TTL).await;
-    let waiter = wait_for(&locker.lock(held.key()).ttl(TTL));
-    let short = |name: String| locker.lock(name).ttl(TTL).max_hold(LEASE);
+    let waiter = wait_for(&locker.mutex(held.key()).ttl(TTL));
+    let short = |name: String| locker.mutex(name).ttl(TTL).max_hold(LEASE);
     let bombed = short(key("quiet")).lock().await.unwrap();
     let other = short(key("quiet")).lock().await.unwrap();
-    let behind = wait_for(&locker.lock(bombed.key()).ttl(TTL));
+    let behind = wait_for(&locker.mutex(bombed.key()).ttl(TTL));
     let mut lost = Box::pin(bombed.lost().cancelled());
     Bomb::put_under(&mut lost);
     within(DEADLINE, "the other token", other.lost().cancelled()).await;

@@ -23,7 +23,7 @@ async fn p1_one_at_a_time() {
     for _ in 0..3 {
         let locker = locker(&server).await;
         for _ in 0..3 {
-            let lock = locker.lock(&key).ttl(Duration::from_secs(30));
+            let lock = locker.mutex(&key).ttl(Duration::from_secs(30));
             let inside = Arc::clone(&inside);
             tasks.push(tokio::spawn(async move {
                 for _ in 0..5 {
@@ -82,8 +82,8 @@ async fn p1_p8_hold_while_the_server_freezes_forgets_scripts_and_drops_connectio
     for number in 0..3_u64 {
         let builder = Locker::builder().command_timeout(Duration::from_millis(500));
         let locker = builder.connect(server.url()).await.unwrap();
-        let lock = locker.lock(&key).ttl(Duration::from_millis(150));
-        let lock = lock.give_up_after(DEADLINE);
+        let lock = locker.mutex(&key).ttl(Duration::from_millis(150));
+        let lock = lock.outage_limit(DEADLINE);
         let (stop, guards, log) = (Arc::clone(&stop), Arc::clone(&guards), Arc::clone(&log));
         tasks.push(tokio::spawn(async move {
             let mut round = number;
@@ -147,7 +147,7 @@ async fn p1_we_and_other_libraries_exclude_each_other() {
     let server = Server::start();
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key);
+    let lock = locker.mutex(&key);
 
     let ok: Option<String> = server.command(&["SET", &key, "theirs", "NX", "PX", "60000"]);
     assert!(ok.is_some());
@@ -171,7 +171,7 @@ async fn a_foreign_key_without_a_ttl_is_waited_for() {
     let server = Server::start();
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key);
+    let lock = locker.mutex(&key);
     server.command::<()>(&["SET", &key, "theirs"]);
     let limit = Duration::from_millis(50);
     assert!(lock.try_lock_for(limit).await.unwrap().is_none());
@@ -189,7 +189,7 @@ async fn a_holder_is_shown_with_its_label() {
     let builder = Locker::builder().owner("billing").prefix("app:");
     let locker = builder.connect(server.url()).await.unwrap();
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(Duration::from_secs(30));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(30));
     assert_eq!(lock.holder().await.unwrap(), None);
     let guard = lock.lock().await.unwrap();
     let holder = lock.holder().await.unwrap().expect("a holder");
@@ -205,7 +205,7 @@ async fn a_holder_is_shown_with_its_label() {
 async fn p6_every_acquisition_has_a_value_of_its_own() {
     let server = Server::start();
     let locker = locker(&server).await;
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let mut values = std::collections::HashSet::new();
     for _ in 0..20 {
         let guard = lock.lock().await.unwrap();
@@ -221,7 +221,7 @@ async fn p8_tokens_grow_from_locker_to_locker() {
     let key = unique_key();
     let mut last = 0;
     for round in 0..20 {
-        let guard = lockers[round % 2].lock(&key).lock().await.unwrap();
+        let guard = lockers[round % 2].mutex(&key).lock().await.unwrap();
         assert!(guard.fencing_token() > last);
         assert!(guard.fencing_token() < 1 << 53);
         last = guard.fencing_token();
@@ -233,7 +233,7 @@ async fn p8_tokens_grow_from_locker_to_locker() {
 async fn p8_tokens_grow_although_the_server_lost_its_data() {
     let server = Server::start();
     let locker = locker(&server).await;
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let guard = lock.lock().await.unwrap();
     let before = guard.fencing_token();
     guard.release().await.unwrap();
@@ -252,7 +252,7 @@ async fn p8_tokens_grow_from_a_counter_that_is_ahead_of_the_clock() {
     let counter = format!("{{{key}}}:fence");
     server.command::<()>(&["SET", &counter, &ahead.to_string()]);
     for step in 1..=3 {
-        let guard = locker.lock(&key).lock().await.unwrap();
+        let guard = locker.mutex(&key).lock().await.unwrap();
         assert!(guard.fencing_token() >= ahead + step);
         assert!(guard.fencing_token() < 1 << 53);
         guard.release().await.unwrap();
@@ -270,7 +270,7 @@ async fn a_limited_wait_ends_with_none_and_a_last_attempt() {
     server.command::<()>(&["SET", &key, "theirs", "PX", "60000"]);
     let limit = Duration::from_millis(200);
     let began = Instant::now();
-    let lock = locker.lock(&key);
+    let lock = locker.mutex(&key);
     assert!(lock.try_lock_for(limit).await.unwrap().is_none());
     assert!(began.elapsed() >= limit);
     assert!(lock.try_lock_for(Duration::ZERO).await.unwrap().is_none());

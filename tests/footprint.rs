@@ -53,7 +53,7 @@ async fn the_commands_of_each_script_are_these() {
     let server = Server::start();
     let mut counting = server.client();
     let locker = Locker::connect(server.url()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     warm(&lock).await;
     let guard = lock.lock().await.unwrap();
     guard.renew().await.unwrap();
@@ -88,7 +88,7 @@ async fn a_quorum_asks_each_server_twice_a_cycle_and_the_commands_are_these() {
     let servers = Servers::start(3);
     let mut counting: Vec<_> = servers.0.iter().map(Server::client).collect();
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let mut spent = Vec::new();
     for _ in 0..WARM_UP {
         let before = calls_of(&mut counting);
@@ -152,7 +152,7 @@ fn a_cycle_allocates_no_more_than_this() {
     let server = Server::start();
     let runtime = runtime();
     let locker = runtime.block_on(Locker::connect(server.url())).unwrap();
-    let count = allocations_of_a_cycle(&runtime, &locker.lock(unique_key()));
+    let count = allocations_of_a_cycle(&runtime, &locker.mutex(unique_key()));
     assert!(count <= 24, "{count} allocations");
 }
 
@@ -161,13 +161,13 @@ fn a_cycle_of_a_quorum_allocates_no_more_than_this() {
     let servers = Servers::start(3);
     let runtime = runtime();
     let locker = runtime.block_on(Locker::quorum(servers.urls())).unwrap();
-    let count = allocations_of_a_cycle(&runtime, &locker.lock(unique_key()));
+    let count = allocations_of_a_cycle(&runtime, &locker.mutex(unique_key()));
     assert!(count <= 90, "{count} allocations");
 }
 
 #[test]
 fn a_cycle_in_memory_allocates_no_more_than_this() {
     let runtime = runtime();
-    let count = allocations_of_a_cycle(&runtime, &Locker::in_memory().lock(unique_key()));
+    let count = allocations_of_a_cycle(&runtime, &Locker::in_memory().mutex(unique_key()));
     assert!(count <= 8, "{count} allocations");
 }

@@ -37,7 +37,7 @@ fn hold_by_a_foreigner(server: &Server, lock: &Lock) {
 async fn p6_a_forged_grant_releases_nothing_of_others() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL);
     hold_by_a_foreigner(&server, &lock);
     let waiter = wait_for(&lock);
     until_queued(&server, lock.key(), 1).await;
@@ -59,7 +59,7 @@ async fn p3_a_grant_from_the_future_or_for_years_is_not_believed() {
     const YEARS: u64 = 9_000_000_000_000_000_000;
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL);
     hold_by_a_foreigner(&server, &lock);
     let waiter = wait_for(&lock);
     until_queued(&server, lock.key(), 1).await;
@@ -89,8 +89,8 @@ async fn p3_a_record_with_a_forged_stamp_grants_no_more_than_there_is() {
     let server = Server::start();
     let (here, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let guard = here.lock(&key).ttl(TTL).lock().await.unwrap();
-    let waiter = wait_for(&there.lock(&key).ttl(TTL).renew_every(TTL / 2));
+    let guard = here.mutex(&key).ttl(TTL).lock().await.unwrap();
+    let waiter = wait_for(&there.mutex(&key).ttl(TTL).renew_every(TTL / 2));
     until_queued(&server, &key, 1).await;
     let (waiters, value) = (format!("{{{key}}}:lock-waiters"), waiter_of(&server, &key));
     let record: String = server.command(&["HGET", &waiters, &value]);
@@ -118,7 +118,7 @@ async fn p8_a_counter_of_no_use_is_named_and_gives_no_number() {
         let key = unique_key();
         let fence = format!("{{{key}}}:fence");
         server.command::<()>(&["SET", &fence, counter]);
-        let lock = here.lock(&key).ttl(TTL);
+        let lock = here.mutex(&key).ttl(TTL);
         for outcome in [
             lock.try_lock().await,
             lock.lock().await.map(Some),
@@ -133,7 +133,7 @@ async fn p8_a_counter_of_no_use_is_named_and_gives_no_number() {
         server.command::<u64>(&["DEL", &fence]);
         // Who holds lets go, and who waits is told.
         let guard = lock.lock().await.unwrap();
-        let lock = there.lock(&key).ttl(TTL);
+        let lock = there.mutex(&key).ttl(TTL);
         let waiter = tokio::spawn(async move { lock.lock().await });
         until_queued(&server, &key, 1).await;
         server.command::<()>(&["SET", &fence, counter]);
@@ -151,7 +151,7 @@ async fn p8_a_quorum_takes_no_number_from_counters_of_no_use() {
     let locker = redlease::Locker::quorum(servers.urls()).await.unwrap();
     let key = unique_key();
     let fence = format!("{{{key}}}:fence");
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     servers.0[0].command::<()>(&["SET", &fence, "inf"]);
     let first = lock.lock().await.unwrap();
     let token = first.fencing_token();
@@ -173,7 +173,7 @@ async fn p9_a_waiter_gets_the_lock_behind_more_dead_ones_than_one_call_drops() {
     let (here, there) = (connect(&server).await, connect(&server).await);
     for held_while_they_are_dropped in [false, true] {
         let key = unique_key();
-        let guard = here.lock(&key).ttl(TTL).lock().await.unwrap();
+        let guard = here.mutex(&key).ttl(TTL).lock().await.unwrap();
         let script = "for i = 1, 50000 do redis.call('ZADD', KEYS[1], i, 'dead-' .. i) \
                       redis.call('HSET', KEYS[2], 'dead-' .. i, '1 400 1000 1 1 redlease:c') end";
         let (queue, waiters) = (
@@ -181,7 +181,7 @@ async fn p9_a_waiter_gets_the_lock_behind_more_dead_ones_than_one_call_drops() {
             format!("{{{key}}}:lock-waiters"),
         );
         server.command::<()>(&["EVAL", script, "2", &queue, &waiters]);
-        let waiter = wait_for(&there.lock(&key).ttl(TTL));
+        let waiter = wait_for(&there.mutex(&key).ttl(TTL));
         if held_while_they_are_dropped {
             until_queued(&server, &key, 1).await;
         }
@@ -198,8 +198,8 @@ async fn p10_a_grant_to_one_of_ours_that_has_left_goes_on_at_once() {
     let server = Server::start();
     let (here, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let guard = here.lock(&key).ttl(TTL).lock().await.unwrap();
-    let ghost = wait_for(&there.lock(&key).ttl(TTL));
+    let guard = here.mutex(&key).ttl(TTL).lock().await.unwrap();
+    let ghost = wait_for(&there.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     let (queue, waiters) = (
         format!("{{{key}}}:lock-queue"),

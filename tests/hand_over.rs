@@ -50,7 +50,7 @@ async fn tasks_take_turns_in_order_and_hardly_ask_redis() {
     let server = Server::start();
     let locker = connect(&server).await;
     let before = scripts(&server);
-    let log = take_turns(locker.lock(unique_key()).ttl(TTL), TASKS, TURNS).await;
+    let log = take_turns(locker.mutex(unique_key()).ttl(TTL), TASKS, TURNS).await;
     // On one thread a task that lets go is behind all others before the next one runs.
     for (turn, (task, _)) in log.iter().enumerate() {
         assert_eq!(*task, turn % TASKS, "FIFO at turn {turn}");
@@ -64,7 +64,7 @@ async fn tasks_take_turns_in_order_and_hardly_ask_redis() {
 async fn p1_p8_one_is_inside_and_tokens_grow_on_several_threads() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let log = take_turns(locker.lock(unique_key()).ttl(TTL), TASKS, 100).await;
+    let log = take_turns(locker.mutex(unique_key()).ttl(TTL), TASKS, 100).await;
     assert_eq!(log.len(), TASKS * 100);
     drop(locker);
     assert_eq!(until_only_fences_are_left(&server).await, 1);
@@ -75,7 +75,7 @@ async fn p8_tokens_grow_in_the_shortest_stretches() {
     let server = Server::start();
     let locker = connect(&server).await;
     for stretch in [1, 1_000, 100_000] {
-        let lock = locker.lock(unique_key()).ttl(TTL);
+        let lock = locker.mutex(unique_key()).ttl(TTL);
         take_turns(lock.handover_for(Duration::from_nanos(stretch)), 4, 50).await;
     }
 }
@@ -85,8 +85,8 @@ async fn a_lease_is_handed_on_to_one_with_the_same_options_only() {
     let server = Server::start();
     let locker = connect(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL);
-    let other = locker.lock(&key).ttl(2 * TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
+    let other = locker.mutex(&key).ttl(2 * TTL);
     let first = lock.lock().await.unwrap();
     let value = first.value().to_owned();
     let mut same = Box::pin(lock.lock());
@@ -107,7 +107,7 @@ async fn max_hold_counts_for_each_guard() {
     let server = Server::start();
     let locker = connect(&server).await;
     let limit = Duration::from_millis(500);
-    let lock = locker.lock(unique_key()).ttl(TTL).max_hold(limit);
+    let lock = locker.mutex(unique_key()).ttl(TTL).max_hold(limit);
     let first = lock.lock().await.unwrap();
     let value = first.value().to_owned();
     let mut next = Box::pin(lock.lock());
@@ -127,7 +127,7 @@ async fn max_hold_counts_for_each_guard() {
 async fn an_heir_that_is_cancelled_passes_the_lease_on() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL).handover_for(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL).handover_for(TTL);
     let first = lock.lock().await.unwrap();
     let mut heirs: Vec<_> = (0..4).map(|_| Box::pin(lock.lock())).collect();
     heirs.iter_mut().for_each(begin);
@@ -150,7 +150,7 @@ async fn an_heir_that_is_cancelled_passes_the_lease_on() {
 async fn without_hand_over_every_turn_goes_through_redis() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL);
     let before = scripts(&server);
     take_turns(lock.handover_for(Duration::ZERO), 8, 10).await;
     assert!(scripts(&server) - before >= 2 * 80 - 1);
@@ -164,7 +164,7 @@ async fn a_process_passes_the_lock_on_after_its_stretch() {
     let over = Arc::new(AtomicBool::new(false));
     let tasks: Vec<_> = (0..8)
         .map(|_| {
-            let (lock, over) = (busy.lock(&key).ttl(TTL), Arc::clone(&over));
+            let (lock, over) = (busy.mutex(&key).ttl(TTL), Arc::clone(&over));
             tokio::spawn(async move {
                 while !over.load(Ordering::SeqCst) {
                     drop(lock.lock().await.unwrap());
@@ -173,7 +173,7 @@ async fn a_process_passes_the_lock_on_after_its_stretch() {
         })
         .collect();
     for _ in 0..10 {
-        let lock = foreign.lock(&key).ttl(TTL);
+        let lock = foreign.mutex(&key).ttl(TTL);
         let guard: LockGuard = within(TTL / 10, "its turn", lock.lock()).await.unwrap();
         guard.release().await.unwrap();
     }
@@ -188,7 +188,7 @@ async fn a_lease_that_is_not_renewed_always_has_its_full_ttl() {
     let server = Server::start();
     let (here, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let lock = |locker: &Locker| locker.lock(&key).ttl(TTL).auto_renew(false);
+    let lock = |locker: &Locker| locker.mutex(&key).ttl(TTL).auto_renew(false);
     let first = lock(&here).lock().await.unwrap();
     let value = first.value().to_owned();
     let local = wait_for(&lock(&here));
@@ -216,7 +216,7 @@ async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
     let here = Locker::connect(proxy.url()).await.unwrap();
     let there = connect(&server).await;
     let key = unique_key();
-    let lock = here.lock(&key).ttl(TTL);
+    let lock = here.mutex(&key).ttl(TTL);
     let first = lock.lock().await.unwrap();
     let local = wait_for(&lock);
     tokio::task::yield_now().await;
@@ -228,7 +228,7 @@ async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
     drop(release);
     let decided = || local.is_finished() || server.get(&key).is_none();
     eventually("the background has decided", decided).await;
-    let foreign = wait_for(&there.lock(&key).ttl(TTL));
+    let foreign = wait_for(&there.mutex(&key).ttl(TTL));
     let arrived = || foreign.is_finished() || queued(&server, &key) == 1;
     eventually("somebody else is there", arrived).await;
     // Now the question of before reaches the server.
@@ -254,11 +254,11 @@ async fn p10_a_heartbeat_that_the_grant_overtook_takes_nothing_for_nobody() {
     let here = Locker::connect(proxy.url()).await.unwrap();
     let (holder, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let first = holder.lock(&key).ttl(TTL).lock().await.unwrap();
-    let lock = here.lock(&key).ttl(TTL);
+    let first = holder.mutex(&key).ttl(TTL).lock().await.unwrap();
+    let lock = here.mutex(&key).ttl(TTL);
     let waiter = wait_for(&lock);
     until_queued(&server, &key, 1).await;
-    let foreign = wait_for(&there.lock(&key).ttl(TTL));
+    let foreign = wait_for(&there.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 2).await;
     proxy.hold(0);
     eventually("a heartbeat is under way", || proxy.waiting() == 1).await;

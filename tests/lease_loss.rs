@@ -29,7 +29,7 @@ async fn p3_the_local_deadline_is_before_the_keys_expiry() {
     let locker = locker(&server).await;
     for round in 0..50 {
         let key = unique_key();
-        let lock = locker.lock(&key).ttl(TTL).auto_renew(round % 2 == 0);
+        let lock = locker.mutex(&key).ttl(TTL).auto_renew(round % 2 == 0);
         let guard = lock.lock().await.unwrap();
         let read = Instant::now();
         let ours = guard.remaining();
@@ -44,7 +44,7 @@ async fn p3_the_local_deadline_is_before_the_keys_expiry() {
 async fn p3_p4_a_frozen_server_costs_the_lease_at_its_deadline_and_not_before() {
     let server = Server::start();
     let locker = locker(&server).await;
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
     let token = guard.lost().clone();
     server.freeze();
     let watch = std::thread::spawn(move || {
@@ -96,7 +96,7 @@ async fn a_server_that_thaws_before_the_deadline_costs_nothing() {
     let locker = locker(&server).await;
     let key = unique_key();
     let ttl = Duration::from_secs(4);
-    let lock = locker.lock(&key).ttl(ttl);
+    let lock = locker.mutex(&key).ttl(ttl);
     let guard = lock.renew_every(ttl / 20).lock().await.unwrap();
     server.freeze();
     // Long enough for several renewals to go unanswered.
@@ -122,7 +122,7 @@ fn with_blocked_workers(server: &Server, ttl: Duration, check: impl FnOnce(&redl
         .unwrap();
     let locker = runtime.block_on(locker(server));
     let guard = runtime
-        .block_on(locker.lock(unique_key()).ttl(ttl).lock())
+        .block_on(locker.mutex(unique_key()).ttl(ttl).lock())
         .unwrap();
     let blocked = Arc::new(Barrier::new(3));
     let done = Arc::new(AtomicBool::new(false));
@@ -181,7 +181,7 @@ async fn reason_after(harm: impl FnOnce(&Server, &str)) -> (Server, String, Lost
     let locker = locker(&server).await;
     let key = unique_key();
     // The token is to fire by the renewal, not by the deadline.
-    let lock = locker.lock(&key).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(60));
     let guard = lock
         .renew_every(Duration::from_millis(50))
         .lock()
@@ -252,11 +252,11 @@ async fn p6_an_old_holder_cannot_touch_the_next_ones_key() {
     let (old, new) = (locker(&server).await, locker(&server).await);
     let key = unique_key();
     let short = old
-        .lock(&key)
+        .mutex(&key)
         .ttl(Duration::from_millis(50))
         .auto_renew(false);
     let first = short.lock().await.unwrap();
-    let second = new.lock(&key).lock().await.unwrap();
+    let second = new.mutex(&key).lock().await.unwrap();
     assert!(first.is_lost(), "P1");
     assert!(first.fencing_token() < second.fencing_token());
     assert!(matches!(first.renew().await, Err(Error::Lost(_))));
@@ -271,7 +271,7 @@ async fn p5_a_loss_that_renew_finds_is_final() {
     let server = Server::start();
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(60));
     let guard = lock.lock().await.unwrap();
     let value: String = server.get(&key).unwrap();
     server.command::<()>(&["SET", &key, "thief"]);
@@ -291,7 +291,7 @@ async fn p7_a_renewal_never_shortens_the_keys_life() {
     let server = Server::start();
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(Duration::from_secs(5));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(5));
     let guard = lock
         .renew_every(Duration::from_millis(20))
         .lock()
@@ -314,7 +314,7 @@ async fn max_hold_ends_the_guard_and_leaves_the_key() {
     let locker = locker(&server).await;
     let key = unique_key();
     let hold = Duration::from_millis(300);
-    let lock = locker.lock(&key).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(60));
     let before = Instant::now();
     let guard = lock.max_hold(hold).lock().await.unwrap();
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
@@ -330,7 +330,7 @@ async fn without_auto_renewal_only_renew_extends_the_lease() {
     let server = Server::start();
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(Duration::from_secs(3));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(3));
     let guard = lock.auto_renew(false).lock().await.unwrap();
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert!(guard.remaining() < Duration::from_millis(1800));
@@ -355,14 +355,14 @@ async fn force_release_takes_the_lock_from_its_holder() {
     let server = Server::start();
     let (holder, operator) = (locker(&server).await, locker(&server).await);
     let key = unique_key();
-    let lock = holder.lock(&key).ttl(Duration::from_secs(60));
+    let lock = holder.mutex(&key).ttl(Duration::from_secs(60));
     let lock = lock.renew_every(Duration::from_millis(50));
     let guard = lock.lock().await.unwrap();
-    assert!(operator.lock(&key).force_release().await.unwrap());
+    assert!(operator.mutex(&key).force_release().await.unwrap());
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
     assert!(matches!(guard.lost_reason(), Some(LostReason::Removed)));
-    assert!(!operator.lock(&key).force_release().await.unwrap());
-    assert!(operator.lock(&key).try_lock().await.unwrap().is_some());
+    assert!(!operator.mutex(&key).force_release().await.unwrap());
+    assert!(operator.mutex(&key).try_lock().await.unwrap().is_some());
 }
 
 #[tokio::test]
@@ -376,7 +376,7 @@ async fn a_routine_is_dropped_when_the_lease_is_lost() {
     let server = Server::start();
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(60));
     let lock = lock.renew_every(Duration::from_millis(50));
     let dropped = Arc::new(AtomicBool::new(false));
     let flag = Flag(Arc::clone(&dropped));

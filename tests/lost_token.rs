@@ -46,11 +46,11 @@ fn ways(locker: &Locker) -> [(&'static str, Lock); 2] {
     [
         (
             "auto_renew(false)",
-            locker.lock(unique_key()).ttl(SHORT).auto_renew(false),
+            locker.mutex(unique_key()).ttl(SHORT).auto_renew(false),
         ),
         (
             "max_hold",
-            locker.lock(unique_key()).ttl(TTL).max_hold(SHORT),
+            locker.mutex(unique_key()).ttl(TTL).max_hold(SHORT),
         ),
     ]
 }
@@ -101,7 +101,7 @@ async fn p4_the_token_fires_before_a_waiter_of_the_process_has_the_lock() {
     let locker = connect(&server).await;
     for _ in 0..ROUNDS {
         for in_background in [false, true] {
-            let lock = locker.lock(unique_key()).ttl(TTL);
+            let lock = locker.mutex(unique_key()).ttl(TTL);
             let guard = lock.clone().max_hold(SHORT).lock().await.unwrap();
             let waiter = wait_for(&lock);
             let token = guard.lost().clone();
@@ -150,7 +150,7 @@ async fn p4_a_release_that_takes_longer_than_the_lease_fires_no_token() {
     let server = Server::start();
     let locker = connect(&server).await;
     for in_background in [false, true] {
-        let lock = locker.lock(unique_key()).ttl(LEASE).auto_renew(false);
+        let lock = locker.mutex(unique_key()).ttl(LEASE).auto_renew(false);
         let guard = lock.lock().await.unwrap();
         let token = guard.lost().clone();
         server.freeze();
@@ -181,7 +181,7 @@ async fn p4_a_question_at_the_end_of_a_stretch_that_takes_longer_than_the_lease_
     let locker = connect(&server).await;
     for (in_background, cut_short) in [(false, false), (false, true), (true, false)] {
         let stretch = Duration::from_millis(1);
-        let lock = locker.lock(unique_key()).ttl(LEASE);
+        let lock = locker.mutex(unique_key()).ttl(LEASE);
         let lock = lock.handover_for(stretch);
         let guard = lock.lock().await.unwrap();
         let waiter = wait_for(&lock);

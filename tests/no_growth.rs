@@ -39,7 +39,7 @@ async fn lock_each(locker: &Locker, name: &str, count: usize) {
             let (locker, name) = (locker.clone(), name.to_owned());
             tokio::spawn(async move {
                 for number in (task..count).step_by(TASKS) {
-                    let lock = locker.lock(format!("{name}:{number}")).ttl(TTL);
+                    let lock = locker.mutex(format!("{name}:{number}")).ttl(TTL);
                     let guard = lock.lock().await.unwrap();
                     if number % 2 == 0 {
                         drop(guard);

@@ -61,10 +61,10 @@ async fn take_turns(server: &Server, url: &str, name: &str) {
     let b = Locker::connect(url).await.unwrap();
     let before = times_said(name);
     let key = unique_key();
-    let mut guard = a.lock(&key).ttl(TTL).lock().await.unwrap();
+    let mut guard = a.mutex(&key).ttl(TTL).lock().await.unwrap();
     for turn in 0..6 {
         let locker = if turn % 2 == 0 { &b } else { &a };
-        let waiter = wait_for(&locker.lock(&key).ttl(TTL));
+        let waiter = wait_for(&locker.mutex(&key).ttl(TTL));
         until_queued(server, &key, 1).await;
         guard.release().await.unwrap();
         guard = within(A_HEARTBEAT, "its turn", waiter).await.unwrap();
@@ -72,7 +72,7 @@ async fn take_turns(server: &Server, url: &str, name: &str) {
     }
     guard.release().await.unwrap();
     let () = server.command(&["SET", &key, "foreign"]);
-    let waiter = wait_for(&a.lock(&key).ttl(TTL));
+    let waiter = wait_for(&a.mutex(&key).ttl(TTL));
     until_queued(server, &key, 1).await;
     let () = server.command(&["DEL", &key]);
     let guard = within(A_HEARTBEAT, "the foreign key", waiter)
@@ -119,8 +119,8 @@ async fn p11_pushes_that_stop_to_come_are_noticed() {
     let here = Locker::connect(proxy.url()).await.unwrap();
     let key = unique_key();
     for round in 0..3 {
-        let first = there.lock(&key).ttl(TTL).lock().await.unwrap();
-        let waiter = wait_for(&here.lock(&key).ttl(TTL));
+        let first = there.mutex(&key).ttl(TTL).lock().await.unwrap();
+        let waiter = wait_for(&here.mutex(&key).ttl(TTL));
         until_queued(&server, &key, 1).await;
         if round == 1 {
             proxy.swallow_pushes();

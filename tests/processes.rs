@@ -47,7 +47,7 @@ fn child() {
     let ttl = Duration::from_millis(ttl.parse().unwrap());
     let guard = Locker::connect(url)
         .unwrap()
-        .lock(key)
+        .mutex(key)
         .ttl(ttl)
         .lock()
         .unwrap();
@@ -120,10 +120,10 @@ async fn p9_a_waiter_killed_at_the_head_delays_the_next_by_its_life_at_most() {
     let server = Server::start();
     let locker = connect(&server).await;
     let key = unique_key();
-    let first = locker.lock(&key).ttl(TTL).lock().await.unwrap();
+    let first = locker.mutex(&key).ttl(TTL).lock().await.unwrap();
     let mut head = Process::start(&server, "head", &key, TTL, SHORT);
     until_queued(&server, &key, 1).await;
-    let next = wait_for(&connect(&server).await.lock(&key).ttl(TTL));
+    let next = wait_for(&connect(&server).await.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 2).await;
     head.kill();
     first.release().await.unwrap();
@@ -141,7 +141,7 @@ async fn p9_the_lock_of_a_holder_that_is_killed_is_free_after_its_ttl() {
     let ttl = Duration::from_secs(4);
     let mut holder = Process::start(&server, "holder", &key, ttl, TTL);
     until_said(&server, "holder held").await;
-    let next = wait_for(&connect(&server).await.lock(&key).ttl(TTL));
+    let next = wait_for(&connect(&server).await.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     holder.kill();
     let asked = Instant::now();
@@ -161,10 +161,10 @@ async fn p3_a_process_stopped_until_its_grant_expired_wakes_up_without_the_lock(
     let server = Server::start();
     let locker = connect(&server).await;
     let key = unique_key();
-    let first = locker.lock(&key).ttl(TTL).lock().await.unwrap();
+    let first = locker.mutex(&key).ttl(TTL).lock().await.unwrap();
     let stopped = Process::start(&server, "stopped", &key, TTL, SHORT);
     until_queued(&server, &key, 1).await;
-    let next = wait_for(&connect(&server).await.lock(&key).ttl(TTL));
+    let next = wait_for(&connect(&server).await.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 2).await;
     let value = first.value().to_owned();
     freeze(&stopped.0);
@@ -193,12 +193,12 @@ async fn p3_a_holder_stopped_until_its_lease_expired_wakes_up_lost() {
     let server = Server::start();
     let locker = connect(&server).await;
     let key = unique_key();
-    let first = locker.lock(&key).ttl(TTL).lock().await.unwrap();
+    let first = locker.mutex(&key).ttl(TTL).lock().await.unwrap();
     let stopped = Process::start(&server, "stopped", &key, Duration::from_secs(3), TTL);
     until_queued(&server, &key, 1).await;
     first.release().await.unwrap();
     until_said(&server, "stopped held").await;
-    let next = wait_for(&locker.lock(&key).ttl(TTL));
+    let next = wait_for(&locker.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     freeze(&stopped.0);
     let guard = within(WAITER_TTL + SLACK, "the next has it", next)
@@ -215,7 +215,7 @@ async fn of_many_waiting_processes_half_are_killed_and_the_others_have_it_in_ord
     let server = Server::start();
     let locker = connect(&server).await;
     let key = unique_key();
-    let first = locker.lock(&key).ttl(10 * TTL).lock().await.unwrap();
+    let first = locker.mutex(&key).ttl(10 * TTL).lock().await.unwrap();
     let mut processes = Vec::new();
     for number in 0..WAITERS {
         let name = number.to_string();

@@ -29,7 +29,7 @@ async fn a_foreign_del_gives_us_the_lock_long_before_the_next_heartbeat() {
     let locker = connect(&server).await;
     let key = unique_key();
     let () = server.command(&["SET", &key, "foreign", "NX", "PX", "60000"]);
-    let waiter = wait_for(&locker.lock(&key).ttl(TTL));
+    let waiter = wait_for(&locker.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     until_after_a_heartbeat(&server).await;
     let () = server.command(&["DEL", &key]);
@@ -46,7 +46,7 @@ async fn p9_the_key_of_a_crashed_holder_is_ours_soon_after_it_expired() {
     let life = Duration::from_millis(1_400);
     let start = Instant::now();
     let () = server.command(&["SET", &key, "foreign", "NX", "PX", "1400"]);
-    let guard = done(wait_for(&locker.lock(&key).ttl(TTL))).await;
+    let guard = done(wait_for(&locker.mutex(&key).ttl(TTL))).await;
     let waited = start.elapsed();
     assert!(waited >= life, "P1: after {waited:?}");
     assert!(waited < life + SOON, "after {waited:?}");
@@ -101,7 +101,7 @@ async fn p4_a_theft_fires_the_token_at_once() {
     };
     let locker = connect(&server).await;
     for theft in THEFTS {
-        let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
         expect_loss(&server, guard, theft).await;
     }
 }
@@ -113,7 +113,7 @@ async fn p4_a_theft_fires_the_token_of_a_guard_that_was_renewed() {
     };
     let locker = connect(&server).await;
     for theft in THEFTS {
-        let lock = locker.lock(unique_key()).ttl(TTL);
+        let lock = locker.mutex(unique_key()).ttl(TTL);
         let guard = lock.clone().lock().await.unwrap();
         guard.renew().await.unwrap();
         expect_loss(&server, guard, theft).await;
@@ -135,7 +135,7 @@ async fn p4_a_theft_fires_the_token_of_a_guard_that_is_not_renewed() {
     };
     let locker = connect(&server).await;
     for theft in THEFTS {
-        let lock = locker.lock(unique_key()).ttl(TTL).auto_renew(false);
+        let lock = locker.mutex(unique_key()).ttl(TTL).auto_renew(false);
         expect_loss(&server, lock.lock().await.unwrap(), theft).await;
     }
 }
@@ -149,8 +149,8 @@ async fn p4_a_theft_fires_the_token_of_a_guard_that_was_granted_by_push() {
     for theft in THEFTS {
         for wait in [0, 100] {
             let key = unique_key();
-            let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
-            let waiter = wait_for(&b.lock(&key).ttl(TTL));
+            let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+            let waiter = wait_for(&b.mutex(&key).ttl(TTL));
             until_queued(&server, &key, 1).await;
             first.release().await.unwrap();
             let guard = done(waiter).await;
@@ -168,7 +168,7 @@ async fn p4_a_theft_fires_the_token_of_a_guard_that_was_handed_over() {
     let locker = connect(&server).await;
     for theft in THEFTS {
         for in_background in [false, true] {
-            let lock = locker.lock(unique_key()).ttl(TTL);
+            let lock = locker.mutex(unique_key()).ttl(TTL);
             let first = lock.lock().await.unwrap();
             let value = first.value().to_owned();
             let (second, third) = (wait_for(&lock), wait_for(&lock));
@@ -196,7 +196,7 @@ fn p4_a_theft_fires_the_token_of_a_blocking_guard() {
     };
     let locker = blocking::Locker::connect(server.url()).unwrap();
     for theft in THEFTS {
-        let guard = locker.lock(unique_key()).ttl(TTL).lock().unwrap();
+        let guard = locker.mutex(unique_key()).ttl(TTL).lock().unwrap();
         let start = Instant::now();
         theft.commit(&server, guard.key());
         while !guard.lost().is_cancelled() {
@@ -211,7 +211,7 @@ fn p4_a_theft_fires_the_token_of_a_blocking_guard() {
 async fn p4_a_forced_release_fires_the_token_of_our_own_guard() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL);
     let guard = lock.lock().await.unwrap();
     assert!(lock.force_release().await.unwrap());
     within(BEFORE_RENEWAL, "the token", guard.lost().cancelled()).await;
@@ -225,7 +225,7 @@ async fn p4_a_theft_fires_the_token_of_a_guard_that_was_renewed_many_times() {
     let server = Server::start();
     let locker = connect(&server).await;
     for theft in THEFTS {
-        let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
         for _ in 0..RENEWALS {
             guard.renew().await.unwrap();
         }
@@ -247,7 +247,7 @@ fn expect_repair(server: &Server, key: &str) {
 async fn a_key_whose_life_was_shortened_is_repaired_long_before_the_next_renewal() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
     for _ in 0..RENEWALS {
         expect_repair(&server, guard.key());
         guard.renew().await.unwrap();
@@ -259,7 +259,7 @@ async fn a_key_whose_life_was_shortened_is_repaired_long_before_the_next_renewal
 fn the_drivers_connection_hears_of_changes_after_many_renewals() {
     let server = Server::start();
     let locker = blocking::Locker::connect(server.url()).unwrap();
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().unwrap();
     for _ in 0..RENEWALS {
         guard.renew().unwrap();
         expect_repair(&server, guard.key());
@@ -276,7 +276,7 @@ fn the_drivers_connection_hears_of_changes_after_many_renewals() {
 async fn a_change_that_leaves_the_key_ours_is_looked_at_and_loses_nothing() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
     // So that the server knows the script.
     let earlier = server.calls("pttl");
     let () = server.command(&["PEXPIRE", guard.key(), "50000"]);
@@ -294,7 +294,7 @@ async fn a_change_that_leaves_the_key_ours_is_looked_at_and_loses_nothing() {
 async fn p11_a_waiter_has_a_free_lock_though_its_connections_are_killed_all_the_time() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let held = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+    let held = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
     let url = server.url();
     let killer = tokio::spawn(async move {
         let client = redis::Client::open(url).unwrap();
@@ -331,7 +331,7 @@ async fn p11_a_waiter_has_a_free_lock_though_its_connections_are_killed_all_the_
     for round in 0..4 {
         let key = unique_key();
         command(["SET", &key, "foreign"]);
-        let waiter = wait_for(&locker.lock(&key).ttl(TTL));
+        let waiter = wait_for(&locker.mutex(&key).ttl(TTL));
         sleep(Duration::from_millis(300 + 37 * round)).await;
         assert!(!waiter.is_finished());
         command(["DEL", &key, ""]);
@@ -359,8 +359,8 @@ async fn pushes_count_again_after_a_grant_went_to_a_connection_that_was_killed()
     let b = connect(&server).await;
     let key = unique_key();
     for _ in 0..10 {
-        let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
-        let waiter = wait_for(&b.lock(&key).ttl(TTL));
+        let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+        let waiter = wait_for(&b.mutex(&key).ttl(TTL));
         until_queued(&server, &key, 1).await;
         let list: String = server.command(&["CLIENT", "LIST", "TYPE", "PUBSUB"]);
         let mut connection = server.client();
@@ -384,7 +384,7 @@ async fn pushes_count_again_after_a_grant_went_to_a_connection_that_was_killed()
         done(waiter).await.release().await.unwrap();
     }
     let () = server.command(&["SET", &key, "foreign"]);
-    let waiter = wait_for(&b.lock(&key).ttl(TTL));
+    let waiter = wait_for(&b.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     let before = scripts(&server);
     sleep(Duration::from_millis(1_500)).await;

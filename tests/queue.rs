@@ -25,8 +25,8 @@ async fn a_release_gives_the_lock_to_the_process_that_waits() {
     let server = Server::start();
     let (a, b) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
-    let waiter = wait_for(&b.lock(&key).ttl(TTL));
+    let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+    let waiter = wait_for(&b.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     assert_eq!(first.release().await.unwrap(), Released::Freed);
     // Nothing that the waiter did: the release itself made it the holder.
@@ -43,8 +43,8 @@ async fn a_grant_is_made_to_last_the_full_ttl() {
     let server = Server::start();
     let (a, b) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
-    let waiter = wait_for(&b.lock(&key).ttl(TTL));
+    let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+    let waiter = wait_for(&b.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     first.release().await.unwrap();
     let second = done(waiter).await;
@@ -58,11 +58,11 @@ async fn p8_eight_processes_have_it_in_the_order_of_arrival_with_growing_tokens(
     let holder = connect(&server).await;
     let lockers = connect_some(&server, 8).await;
     let key = unique_key();
-    let first = holder.lock(&key).ttl(TTL).lock().await.unwrap();
+    let first = holder.mutex(&key).ttl(TTL).lock().await.unwrap();
     let log = Arc::new(Mutex::new(vec![(0, first.fencing_token())]));
     let mut tasks = Vec::new();
     for (number, locker) in (1..).zip(&lockers) {
-        let (lock, log) = (locker.lock(&key).ttl(TTL), Arc::clone(&log));
+        let (lock, log) = (locker.mutex(&key).ttl(TTL), Arc::clone(&log));
         tasks.push(tokio::spawn(async move {
             let guard = lock.lock().await.unwrap();
             log.lock().push((number, guard.fencing_token()));
@@ -86,13 +86,13 @@ async fn a_waiter_that_gives_up_leaves_the_queue() {
     let server = Server::start();
     let (a, b) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
-    let cancelled = wait_for(&b.lock(&key).ttl(TTL));
+    let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+    let cancelled = wait_for(&b.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 1).await;
     cancelled.abort();
     until_queued(&server, &key, 0).await;
     let limit = Duration::from_millis(100);
-    let late = b.lock(&key).ttl(TTL).try_lock_for(limit).await.unwrap();
+    let late = b.mutex(&key).ttl(TTL).try_lock_for(limit).await.unwrap();
     assert!(late.is_none());
     until_queued(&server, &key, 0).await;
     assert_eq!(first.release().await.unwrap(), Released::Freed);
@@ -104,7 +104,7 @@ async fn p11_a_waiter_that_gives_up_after_the_grant_passes_it_on() {
     let server = Server::start();
     let lockers = connect_some(&server, 3).await;
     let key = unique_key();
-    let lock = |number: usize| lockers[number].lock(&key).ttl(TTL);
+    let lock = |number: usize| lockers[number].mutex(&key).ttl(TTL);
     let first = lock(0).lock().await.unwrap();
     let leaver = lock(1);
     let mut leaver = Box::pin(leaver.lock());
@@ -146,7 +146,7 @@ async fn a_last_attempt_at_the_limit_finds_a_lock_that_nobody_told_of() {
     let () = server.command(&["HSET", &format!("{{{key}}}:lock-waiters"), "ghost", &record]);
     let limit = Duration::from_millis(700);
     let start = Instant::now();
-    let lock = locker.lock(&key).ttl(TTL);
+    let lock = locker.mutex(&key).ttl(TTL);
     let attempt = tokio::spawn(async move { lock.try_lock_for(limit).await.unwrap() });
     until_queued(&server, &key, 2).await;
     let () = server.command(&["DEL", &key]);
@@ -160,14 +160,14 @@ async fn the_first_of_the_queue_has_the_lock_of_one_who_stopped_waiting() {
     let server = Server::start();
     let (a, b) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
-    let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
+    let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
     // In the queue, alive by its record, but with nobody behind it.
     let time: Vec<u64> = server.command(&["TIME"]);
     let beat = (time[0] * 1_000 + time[1] / 1_000).to_string();
     let record = format!("{beat} 500 30000 1 0 redlease:nowhere");
     let () = server.command(&["ZADD", &format!("{{{key}}}:lock-queue"), "1", "ghost"]);
     let () = server.command(&["HSET", &format!("{{{key}}}:lock-waiters"), "ghost", &record]);
-    let waiter = wait_for(&b.lock(&key).ttl(TTL));
+    let waiter = wait_for(&b.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 2).await;
     first.release().await.unwrap();
     // The ghost's grant, if it got one, lasts for what was left of its life; then helping.
@@ -185,7 +185,7 @@ async fn cost(count: usize) -> f64 {
     let tasks: Vec<_> = lockers
         .iter()
         .map(|locker| {
-            let lock = locker.lock(&key).ttl(TTL);
+            let lock = locker.mutex(&key).ttl(TTL);
             tokio::spawn(async move {
                 for _ in 0..TURNS {
                     lock.lock().await.unwrap().release().await.unwrap();
@@ -220,8 +220,8 @@ async fn two_lockers_that_wait_for_many_keys_leave_nothing_behind() {
     let mut tasks = Vec::new();
     for _ in 0..KEYS {
         let key = unique_key();
-        let first = a.lock(&key).ttl(TTL).lock().await.unwrap();
-        let waiter = wait_for(&b.lock(&key).ttl(TTL));
+        let first = a.mutex(&key).ttl(TTL).lock().await.unwrap();
+        let waiter = wait_for(&b.mutex(&key).ttl(TTL));
         tasks.push((key, first, waiter));
     }
     for (key, first, waiter) in tasks {

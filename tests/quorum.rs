@@ -15,7 +15,7 @@ async fn a_guard_has_its_key_on_every_server_and_a_release_frees_them_all() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
     let key = unique_key();
-    let guard = locker.lock(&key).lock().await.unwrap();
+    let guard = locker.mutex(&key).lock().await.unwrap();
     eventually("the key is on every server", || servers.with_key(&key) == 3).await;
     for value in servers.values(&key) {
         assert_eq!(value.as_deref(), Some(guard.value()));
@@ -31,7 +31,7 @@ async fn a_cycle_costs_each_server_one_request_a_step() {
     const CYCLES: u64 = 50;
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key()).ttl(DEADLINE);
+    let lock = locker.mutex(unique_key()).ttl(DEADLINE);
     let cycle = async || {
         let guard = lock.lock().await.unwrap();
         eventually("the key is everywhere", || {
@@ -71,9 +71,9 @@ async fn p1_two_lockers_exclude_each_other() {
     let first = Locker::quorum(servers.urls()).await.unwrap();
     let second = Locker::quorum(servers.urls()).await.unwrap();
     let key = unique_key();
-    let guard = first.lock(&key).lock().await.unwrap();
-    assert!(second.lock(&key).try_lock().await.unwrap().is_none());
-    let lock = second.lock(&key);
+    let guard = first.mutex(&key).lock().await.unwrap();
+    assert!(second.mutex(&key).try_lock().await.unwrap().is_none());
+    let lock = second.mutex(&key);
     let waiting = tokio::spawn(async move { lock.lock().await });
     let token = guard.fencing_token();
     guard.release().await.unwrap();
@@ -86,7 +86,7 @@ async fn p1_two_lockers_exclude_each_other() {
 async fn the_lock_of_another_client_on_a_majority_is_respected() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     for server in &servers.0[..2] {
         let () = server.command(&["SET", lock.key(), "another", "NX", "PX", "60000"]);
     }
@@ -111,7 +111,7 @@ async fn p10_a_dropped_guard_frees_every_server_before_the_last_handle_is_gone()
     for _ in 0..20 {
         let key = unique_key();
         let locker = Locker::quorum(servers.urls()).await.unwrap();
-        let guard = locker.lock(&key).lock().await.unwrap();
+        let guard = locker.mutex(&key).lock().await.unwrap();
         eventually("the key is everywhere", || servers.with_key(&key) == 3).await;
         drop(locker);
         drop(guard);
@@ -127,7 +127,7 @@ async fn p10_a_cancelled_acquire_leaves_no_key() {
     for server in &servers.0[1..] {
         server.freeze();
     }
-    let lock = locker.lock(&key).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(&key).ttl(Duration::from_secs(60));
     let task = tokio::spawn(async move { lock.lock().await.map(drop) });
     eventually("the first server has granted", || {
         servers.0[0].get(&key).is_some()
@@ -155,7 +155,7 @@ async fn p10_a_cancelled_acquire_leaves_no_key() {
 async fn a_lost_race_leaves_no_key_on_a_frozen_server() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
     for server in &servers.0[..2] {
         let () = server.command(&["SET", lock.key(), "another"]);
     }
@@ -174,7 +174,7 @@ async fn p4_force_release_takes_the_lock_everywhere_and_the_holder_hears_of_it()
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
     let lock = locker
-        .lock(unique_key())
+        .mutex(unique_key())
         .renew_every(Duration::from_millis(20));
     let guard = lock.lock().await.unwrap();
     assert!(lock.force_release().await.unwrap());
@@ -195,7 +195,7 @@ async fn p4_force_release_takes_the_lock_everywhere_and_the_holder_hears_of_it()
 async fn a_majority_in_other_hands_is_a_theft() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let guard = lock.lock().await.unwrap();
     eventually("the key is everywhere", || {
         servers.with_key(lock.key()) == 3
@@ -217,7 +217,7 @@ async fn a_majority_in_other_hands_is_a_theft() {
 async fn a_release_tells_the_truth() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let guard = lock.lock().await.unwrap();
     eventually("the key is everywhere", || {
         servers.with_key(lock.key()) == 3
@@ -272,7 +272,7 @@ async fn an_even_number_of_servers_is_warned_of() {
         text.contains("WARN") && text.contains("even number"),
         "{text}"
     );
-    let guard = locker.lock(unique_key()).lock().await.unwrap();
+    let guard = locker.mutex(unique_key()).lock().await.unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
 
@@ -283,7 +283,7 @@ async fn messages_name_all_servers_and_what_each_said() {
     for server in &mut servers.0[1..] {
         server.kill();
     }
-    let lock = locker.lock("k").give_up_after(Duration::ZERO);
+    let lock = locker.mutex("k").outage_limit(Duration::ZERO);
     let error = lock.try_lock().await.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("redis at 3 servers (127.0.0.1:"), "{text}");
@@ -309,7 +309,7 @@ async fn a_majority_that_refuses_for_good_is_a_refusal_and_a_minority_is_not() {
     let second = Server::start();
     let urls = [open.url(), second.url(), closed[0].url()];
     let locker = Locker::quorum(&urls).await.unwrap();
-    let guard = locker.lock("k").lock().await.unwrap();
+    let guard = locker.mutex("k").lock().await.unwrap();
     guard.renew().await.unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
 }
@@ -319,9 +319,9 @@ fn the_blocking_api_has_it_too() {
     let servers = Servers::start(3);
     let locker = redlease::blocking::Locker::quorum(servers.urls()).unwrap();
     let key = unique_key();
-    let guard = locker.lock(&key).lock().unwrap();
+    let guard = locker.mutex(&key).lock().unwrap();
     assert_eq!(
-        locker.lock(&key).holder().unwrap().unwrap().value,
+        locker.mutex(&key).holder().unwrap().unwrap().value,
         guard.value().as_bytes()
     );
     guard.renew().unwrap();

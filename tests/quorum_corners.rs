@@ -21,12 +21,12 @@ async fn p2_one_server_under_two_names_counts_once() {
     let again = format!("redis+unix://{}", servers.0[0].socket().display());
     let urls = [servers.0[0].url(), again, servers.0[1].url()];
     let locker = Locker::quorum(urls).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let guard = lock.lock().await.unwrap();
     guard.renew().await.unwrap();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     servers.0[1].kill();
-    let lock = lock.give_up_after(Duration::ZERO);
+    let lock = lock.outage_limit(Duration::ZERO);
     let error = lock.try_lock().await.expect_err("one server of two");
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("another name"), "{cause}");
@@ -50,7 +50,7 @@ async fn a_dead_server_is_not_stormed_with_connections() {
     let locker = Locker::quorum(urls).await.unwrap();
     let start = Instant::now();
     for _ in 0..300 {
-        let guard = locker.lock(unique_key()).lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).lock().await.unwrap();
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
     let elapsed = start.elapsed();
@@ -67,7 +67,7 @@ async fn p1_p8_many_tasks_on_one_key_have_it_one_at_a_time_with_growing_tokens()
     const ROUNDS: usize = 50;
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let inside = Arc::new(AtomicUsize::new(0));
     let last = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
@@ -101,7 +101,7 @@ async fn the_token_does_not_fire_because_of_a_release_that_others_wait_for() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
     let lock = locker
-        .lock(unique_key())
+        .mutex(unique_key())
         .ttl(Duration::from_secs(3))
         .renew_every(Duration::from_millis(100));
     let guard = lock.lock().await.unwrap();

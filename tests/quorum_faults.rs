@@ -46,7 +46,7 @@ async fn every_pattern_of_dead_servers(count: usize) {
         let locker = connect_within(command_timeout, servers.urls()).await;
         let key = unique_key();
         let ttl = 6 * PATIENCE;
-        let held = locker.lock(&key).ttl(ttl).lock().await.unwrap();
+        let held = locker.mutex(&key).ttl(ttl).lock().await.unwrap();
         // All are connected then, so that the patterns alone decide.
         eventually("the key is everywhere", || servers.with_key(&key) == count).await;
         for (index, server) in servers.0.iter_mut().enumerate() {
@@ -55,7 +55,7 @@ async fn every_pattern_of_dead_servers(count: usize) {
             }
         }
         let start = Instant::now();
-        let fresh = locker.lock(unique_key()).ttl(ttl).give_up_after(GIVE_UP);
+        let fresh = locker.mutex(unique_key()).ttl(ttl).outage_limit(GIVE_UP);
         let acquired = fresh.try_lock().await;
         let renewed = held.renew().await;
         let released = held.release().await;
@@ -106,11 +106,11 @@ async fn p2_of_five_servers_any_three_will_do() {
 /// Acquire, renew and release must not wait for a server that does not answer: with a time-out of
 /// a minute, one wait would be the end of the test.
 async fn a_silent_server_is_not_waited_for(locker: &Locker, silence: impl FnOnce()) {
-    cycle(&locker.lock(unique_key())).await;
+    cycle(&locker.mutex(unique_key())).await;
     silence();
     let done = tokio::time::timeout(DEADLINE, async {
         for _ in 0..50 {
-            cycle(&locker.lock(unique_key())).await;
+            cycle(&locker.mutex(unique_key())).await;
         }
     });
     done.await.expect("nobody waited for the silent server");
@@ -154,7 +154,7 @@ async fn connecting_takes_a_majority() {
     let builder = Locker::builder().command_timeout(Duration::from_secs(300));
     let connecting = builder.clone().quorum(servers.urls());
     let locker = tokio::time::timeout(DEADLINE, connecting).await;
-    cycle(&locker.unwrap().unwrap().lock(unique_key())).await;
+    cycle(&locker.unwrap().unwrap().mutex(unique_key())).await;
     servers.0[1].kill();
     let builder = builder.command_timeout(Duration::from_millis(200));
     let error = builder.quorum(servers.urls()).await.unwrap_err();
@@ -165,7 +165,7 @@ async fn connecting_takes_a_majority() {
 async fn p4_without_a_majority_the_lease_is_lost_at_its_deadline_and_not_later() {
     let servers = Servers::start(3);
     let locker = connect(servers.urls()).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(2));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(2));
     let guard = lock.lock().await.unwrap();
     guard.renew().await.unwrap();
     for server in &servers.0[..2] {
@@ -196,7 +196,7 @@ async fn p2_servers_that_come_back_empty_one_after_the_other_are_repaired() {
     let mut servers = Servers::start(3);
     let locker = connect(servers.urls()).await;
     let lock = locker
-        .lock(unique_key())
+        .mutex(unique_key())
         .ttl(Duration::from_secs(300))
         .renew_every(Duration::from_millis(50));
     let guard = lock.lock().await.unwrap();
@@ -228,7 +228,7 @@ async fn p2_servers_that_come_back_empty_one_after_the_other_are_repaired() {
 async fn p7_a_repair_never_takes_the_key_from_somebody_else() {
     let servers = Servers::start(3);
     let locker = connect(servers.urls()).await;
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let guard = lock.lock().await.unwrap();
     eventually("the key is everywhere", || {
         servers.with_key(lock.key()) == 3
@@ -250,7 +250,7 @@ async fn p10_a_repair_that_a_frozen_server_runs_late_does_not_outlive_the_releas
     let servers = Servers::start(3);
     let locker = connect(servers.urls()).await;
     for _ in 0..10 {
-        let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+        let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
         let guard = lock.lock().await.unwrap();
         eventually("the key is everywhere", || {
             servers.with_key(lock.key()) == 3
@@ -276,7 +276,7 @@ async fn p10_a_repair_that_a_frozen_server_runs_late_does_not_outlive_the_releas
 async fn p10_a_release_reaches_a_server_that_was_frozen_meanwhile() {
     let servers = Servers::start(3);
     let locker = connect(servers.urls()).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(300));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(300));
     let guard = lock.lock().await.unwrap();
     eventually("the key is everywhere", || {
         servers.with_key(lock.key()) == 3
@@ -299,8 +299,8 @@ async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
     let urls = [proxy.url(), servers.0[1].url(), servers.0[2].url()];
     // A clean-up that began only when a command timed out would be too late for `eventually`.
     let locker = connect_within(2 * DEADLINE, urls).await;
-    cycle(&locker.lock(unique_key())).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(300));
+    cycle(&locker.mutex(unique_key())).await;
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(300));
     let key = lock.key().to_owned();
     for server in &servers.0[1..] {
         server.freeze();
@@ -327,9 +327,9 @@ async fn a_grant_by_a_bare_majority_is_completed_at_once() {
     let mut servers = Servers::start(3);
     // For the commands to a server that is dead then.
     let locker = connect_within(PATIENCE, servers.urls()).await;
-    cycle(&locker.lock(unique_key())).await;
+    cycle(&locker.mutex(unique_key())).await;
     // So that nothing but the completion sets the key anywhere.
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(600));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(600));
     let lock = lock.auto_renew(false);
     let () = servers.0[0].command(&["SET", lock.key(), "loser"]);
     let refusals = servers.0[0].calls("pttl");

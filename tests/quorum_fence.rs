@@ -35,7 +35,7 @@ async fn token(lock: &Lock) -> u64 {
 async fn p8_tokens_grow_and_all_servers_agree_on_them() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let mut last = 0;
     for _ in 0..100 {
         let token = token(&lock).await;
@@ -56,7 +56,7 @@ async fn p8_tokens_grow_and_all_servers_agree_on_them() {
 async fn p8_a_server_that_lost_its_counter_does_not_hold_the_tokens_back() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     let mut last = 0;
     for round in 0..30 {
         let server: &Server = &servers.0[round % 3];
@@ -71,7 +71,7 @@ async fn p8_a_server_that_lost_its_counter_does_not_hold_the_tokens_back() {
 async fn p8_a_number_that_one_server_granted_is_written_back_to_a_majority() {
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key());
+    let lock = locker.mutex(unique_key());
     // Whichever two answer first, they do not agree.
     let far = in_an_hour();
     for (server, ahead) in servers.0.iter().zip([2_000, 1_000, 0]) {
@@ -101,7 +101,7 @@ async fn p8_contention_does_not_drive_the_numbers_ahead_of_the_clock() {
     let mut contenders = Vec::new();
     for seconds in 10..13 {
         // Waiters with other options are waiters, and yet nothing is handed over to them.
-        let lock = locker.lock(&key).ttl(Duration::from_secs(seconds));
+        let lock = locker.mutex(&key).ttl(Duration::from_secs(seconds));
         contenders.push(tokio::spawn(async move {
             let mut furthest = 0;
             for _ in 0..100 {

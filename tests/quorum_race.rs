@@ -31,7 +31,7 @@ async fn p1_three_racers_on_three_servers_have_one_holder_at_a_time_and_none_sta
         racers.push(tokio::spawn(async move {
             for _ in 0..ROUNDS {
                 start.wait().await;
-                let lock = locker.lock(&key);
+                let lock = locker.mutex(&key);
                 let guard = tokio::time::timeout(DEADLINE, lock.lock()).await;
                 let guard = guard.expect("a split vote ends").unwrap();
                 assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
@@ -51,7 +51,7 @@ async fn wait(servers: &Servers, key: &str, count: usize) -> Vec<JoinHandle<Lock
     let mut waiters = Vec::new();
     for _ in 0..count {
         let locker = Locker::quorum(servers.urls()).await.unwrap();
-        let lock = locker.lock(key).ttl(TTL);
+        let lock = locker.mutex(key).ttl(TTL);
         waiters.push(tokio::spawn(async move { lock.lock().await.unwrap() }));
     }
     waiters
@@ -68,7 +68,7 @@ async fn waiters_do_not_storm_a_server_that_the_holder_lacks() {
     const WAITERS: usize = 8;
     let servers = Servers::start(3);
     let locker = Locker::quorum(servers.urls()).await.unwrap();
-    let lock = locker.lock(unique_key()).ttl(TTL).auto_renew(false);
+    let lock = locker.mutex(unique_key()).ttl(TTL).auto_renew(false);
     let guard = lock.lock().await.unwrap();
     eventually("the key is everywhere", || {
         servers.with_key(lock.key()) == 3

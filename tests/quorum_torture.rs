@@ -23,7 +23,7 @@ async fn p8_tokens_are_unique_and_grow_while_servers_freeze_and_restart_with_the
     let mut contenders = Vec::new();
     for _ in 0..CONTENDERS {
         let locker = Locker::quorum(servers.urls()).await.unwrap();
-        let lock = locker.lock(&key).give_up_after(Duration::from_secs(60));
+        let lock = locker.mutex(&key).outage_limit(Duration::from_secs(60));
         let lock = lock.ttl(Duration::from_secs(2));
         contenders.push(tokio::spawn(async move {
             let mut tokens = Vec::new();

@@ -20,7 +20,7 @@ async fn locker(server: &Server) -> Locker {
 }
 
 async fn held(locker: &Locker) -> LockGuard {
-    locker.lock(unique_key()).ttl(TTL).lock().await.unwrap()
+    locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap()
 }
 
 #[tokio::test]
@@ -28,7 +28,7 @@ async fn p9_a_released_lock_is_free_at_once() {
     let server = Server::start();
     let (one, other) = (locker(&server).await, locker(&server).await);
     let guard = held(&one).await;
-    let lock = other.lock(guard.key()).ttl(TTL);
+    let lock = other.mutex(guard.key()).ttl(TTL);
     assert!(lock.try_lock().await.unwrap().is_none());
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     assert!(lock.try_lock().await.unwrap().is_some());
@@ -39,7 +39,7 @@ async fn p9_a_waiter_gets_a_dropped_guards_lock() {
     let server = Server::start();
     let (one, other) = (locker(&server).await, locker(&server).await);
     let guard = held(&one).await;
-    let lock = other.lock(guard.key()).ttl(TTL);
+    let lock = other.mutex(guard.key()).ttl(TTL);
     let waiter = tokio::spawn(async move { lock.lock().await });
     drop(guard);
     let granted = timeout(DEADLINE, waiter).await.unwrap().unwrap();
@@ -190,7 +190,7 @@ fn p12_a_guard_dropped_with_its_threads_locals_frees_the_key() {
 fn p12_the_last_handle_waits_for_the_release_and_no_longer_than_told() {
     let server = Server::start();
     let locker = blocking::Locker::connect(server.url()).unwrap();
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().unwrap();
     let key = guard.key().to_owned();
     drop(locker);
     drop(guard);
@@ -198,7 +198,7 @@ fn p12_the_last_handle_waits_for_the_release_and_no_longer_than_told() {
 
     let builder = blocking::Locker::builder().flush_timeout(Duration::from_millis(100));
     let locker = builder.connect(server.url()).unwrap();
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().unwrap();
     server.freeze();
     let began = Instant::now();
     drop(locker);
@@ -212,11 +212,11 @@ async fn close_fails_waiters_releases_guards_and_waits_for_it() {
     let server = Server::start();
     let locker = locker(&server).await;
     let guard = held(&locker).await;
-    let behind = locker.lock(guard.key()).ttl(TTL);
+    let behind = locker.mutex(guard.key()).ttl(TTL);
     let behind = tokio::spawn(async move { behind.lock().await });
     let foreign = unique_key();
     server.command::<()>(&["SET", &foreign, "theirs"]);
-    let polling = locker.lock(&foreign).ttl(TTL);
+    let polling = locker.mutex(&foreign).ttl(TTL);
     let polling = tokio::spawn(async move { polling.lock().await });
     tokio::task::yield_now().await;
 
@@ -232,7 +232,7 @@ async fn close_fails_waiters_releases_guards_and_waits_for_it() {
             "{end:?}"
         );
     }
-    let late = locker.lock(unique_key()).lock().await;
+    let late = locker.mutex(unique_key()).lock().await;
     assert!(matches!(late, Err(redlease::Error::Closed { .. })));
     locker.close(DEADLINE).await.expect("twice is harmless");
 }
@@ -243,7 +243,7 @@ async fn close_takes_waiters_off_the_queue_in_redis() {
     let locker = locker(&server).await;
     let key = unique_key();
     server.command::<()>(&["SET", &key, "theirs"]);
-    let waiting = locker.lock(&key).ttl(TTL);
+    let waiting = locker.mutex(&key).ttl(TTL);
     let waiter = tokio::spawn(async move { waiting.lock().await });
     let queue = format!("{{{key}}}:lock-queue");
     eventually("it waits", || server.exists(&queue)).await;
@@ -285,7 +285,7 @@ fn child() {
         .unwrap();
     let acquire = async {
         let locker = Locker::connect(&url).await.unwrap();
-        let guard = locker.lock("child").ttl(TTL).lock().await.unwrap();
+        let guard = locker.mutex("child").ttl(TTL).lock().await.unwrap();
         println!("held");
         guard
     };
@@ -313,12 +313,12 @@ fn child() {
             }),
         "blocking" => {
             let locker = blocking::Locker::connect(&url).unwrap();
-            let _guard = locker.lock("child").ttl(TTL).lock().unwrap();
+            let _guard = locker.mutex("child").ttl(TTL).lock().unwrap();
             println!("held");
         }
         "crash" => {
             let locker = blocking::Locker::connect(&url).unwrap();
-            let lock = locker.lock("child").ttl(Duration::from_millis(500));
+            let lock = locker.mutex("child").ttl(Duration::from_millis(500));
             let _guard = lock.lock().unwrap();
             println!("held");
             std::process::abort();
@@ -350,6 +350,6 @@ fn p9_a_crashed_holders_lock_is_free_after_its_ttl() {
     let (output, well) = run_child(&server, "crash");
     assert!(output.contains("held") && !well, "{output}");
     let locker = blocking::Locker::connect(server.url()).unwrap();
-    let granted = locker.lock("child").try_lock_for(DEADLINE).unwrap();
+    let granted = locker.mutex("child").try_lock_for(DEADLINE).unwrap();
     assert!(granted.is_some());
 }

@@ -56,7 +56,7 @@ fn why(error: &Error) -> String {
 async fn all_works(server: &Server) {
     let (a, b) = (connect_as_ann(server).await, connect_as_ann(server).await);
     let (a, b) = (a.unwrap(), b.unwrap());
-    let lock = |locker: &Locker| locker.lock("k").ttl(TTL);
+    let lock = |locker: &Locker| locker.mutex("k").ttl(TTL);
     let first = lock(&a).lock().await.unwrap();
     first.renew().await.unwrap();
     assert!(lock(&b).try_lock().await.unwrap().is_none());
@@ -136,7 +136,7 @@ async fn p10_a_key_that_may_not_be_touched_is_found_before_the_lock_is_granted()
     for pattern in PATTERNS {
         grant(&server, pattern);
         let locker = connect_as_ann(&server).await.unwrap();
-        let lock = locker.lock("k").ttl(TTL);
+        let lock = locker.mutex("k").ttl(TTL);
         why(&lock.try_lock().await.expect_err(pattern));
         why(&lock.lock().await.expect_err(pattern));
         assert_eq!(server.command::<i64>(&["DBSIZE"]), 0, "{pattern}");
@@ -154,7 +154,7 @@ async fn p10_a_key_that_may_not_be_touched_is_found_on_every_server_of_a_quorum(
             urls.push(format!("redis://ann:pw@127.0.0.1:{}/", server.port));
         }
         let locker = Locker::quorum(urls).await.unwrap();
-        let outcome = locker.lock("k").ttl(TTL).try_lock().await;
+        let outcome = locker.mutex("k").ttl(TTL).try_lock().await;
         why(&outcome.expect_err(missing));
         assert_eq!(servers.with_key("k"), 0, "{missing}");
     }
@@ -202,7 +202,7 @@ async fn p11_a_waiter_that_may_not_take_its_turn_hears_of_it() {
         grant(&server, "");
         let locker = connect_as_ann(&server).await.unwrap();
         let () = server.command(&["SET", "k", "foreign", "PX", "60000"]);
-        let lock = locker.lock("k").ttl(TTL);
+        let lock = locker.mutex("k").ttl(TTL);
         let waiter = tokio::spawn(async move { lock.lock().await });
         until_queued(&server, "k", 1).await;
         revoke(&server, command);
@@ -219,8 +219,8 @@ async fn a_holder_that_may_not_look_who_waits_lets_go_all_the_same() {
         let server = Server::start();
         grant(&server, "");
         let locker = connect_as_ann(&server).await.unwrap();
-        let guard = locker.lock("k").ttl(TTL).lock().await.unwrap();
-        let waiter = wait_for(&connect(&server).await.lock("k").ttl(TTL));
+        let guard = locker.mutex("k").ttl(TTL).lock().await.unwrap();
+        let waiter = wait_for(&connect(&server).await.mutex("k").ttl(TTL));
         until_queued(&server, "k", 1).await;
         revoke(&server, command);
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
@@ -239,7 +239,7 @@ async fn a_waiter_behind_what_is_no_queue_hears_of_it() {
         let () = server.command(&["SET", &key, "foreign", "PX", "60000"]);
         let place = format!("{{{key}}}:{what}");
         server.command::<i64>(&["LPUSH", &place, "x"]);
-        let outcome = within(DEADLINE, "an answer", locker.lock(&key).lock()).await;
+        let outcome = within(DEADLINE, "an answer", locker.mutex(&key).lock()).await;
         why(&outcome.expect_err(what));
     }
 }

@@ -20,7 +20,7 @@ async fn locker(server: &Server) -> Locker {
 
 async fn held(server: &Server) -> (Locker, LockGuard) {
     let locker = locker(server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL).renew_every(RENEW_EVERY);
+    let lock = locker.mutex(unique_key()).ttl(TTL).renew_every(RENEW_EVERY);
     let guard = lock.lock().await.unwrap();
     (locker, guard)
 }
@@ -60,7 +60,7 @@ async fn p13_an_acquire_survives_script_flush() {
     let locker = locker(&server).await;
     for _ in 0..3 {
         server.command::<()>(&["SCRIPT", "FLUSH"]);
-        let guard = locker.lock(unique_key()).lock().await.unwrap();
+        let guard = locker.mutex(unique_key()).lock().await.unwrap();
         server.command::<()>(&["SCRIPT", "FLUSH"]);
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
@@ -111,16 +111,16 @@ async fn p13_a_guard_survives_a_spell_as_a_replica() {
 async fn p13_a_replica_is_unavailable_and_an_acquire_outlasts_it() {
     let server = Server::start();
     let locker = locker(&server).await;
-    let lock = locker.lock(unique_key()).ttl(TTL);
+    let lock = locker.mutex(unique_key()).ttl(TTL);
     server.command::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
-    let short = lock.clone().give_up_after(Duration::from_millis(200));
+    let short = lock.clone().outage_limit(Duration::from_millis(200));
     for outcome in [short.lock().await.map(Some), short.try_lock().await] {
         assert!(
             matches!(outcome, Err(Error::Unavailable { .. })),
             "{outcome:?}"
         );
     }
-    let patient = tokio::spawn(async move { lock.give_up_after(DEADLINE).lock().await });
+    let patient = tokio::spawn(async move { lock.outage_limit(DEADLINE).lock().await });
     server.command::<()>(&["REPLICAOF", "NO", "ONE"]);
     let granted = timeout(DEADLINE, patient).await.unwrap().unwrap();
     assert!(granted.is_ok(), "{granted:?}");
@@ -142,8 +142,8 @@ async fn p13_a_guard_survives_out_of_memory() {
     server.command::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
     renewed(&guard).await;
     // A new lock is refused for now, which is no contention and not for good.
-    let short = locker.lock(unique_key()).ttl(TTL);
-    let short = short.give_up_after(Duration::from_millis(100));
+    let short = locker.mutex(unique_key()).ttl(TTL);
+    let short = short.outage_limit(Duration::from_millis(100));
     let outcome = short.try_lock().await;
     assert!(
         matches!(outcome, Err(Error::Unavailable { .. })),
@@ -169,8 +169,8 @@ async fn p13_a_server_that_went_is_unavailable_and_never_taken() {
     let mut server = Server::start();
     let locker = locker(&server).await;
     server.kill();
-    let lock = locker.lock(unique_key()).ttl(TTL);
-    let lock = lock.give_up_after(Duration::from_millis(200));
+    let lock = locker.mutex(unique_key()).ttl(TTL);
+    let lock = lock.outage_limit(Duration::from_millis(200));
     let began = Instant::now();
     let outcomes = [
         lock.try_lock().await,
@@ -202,7 +202,7 @@ async fn p13_a_loading_server_is_waited_for() {
     let slow = ["--key-load-delay", "100", "--rdbcompression", "no"];
     let mut server = Server::with(&[&["--appendonly", "yes"], &slow[..]].concat());
     let locker = locker(&server).await;
-    let guard = locker.lock(unique_key()).ttl(TTL).lock().await.unwrap();
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
     let script = "for i = 1, 10000 do redis.call('SET', 'k' .. i, string.rep('x', 1024)) end";
     server.command::<()>(&["EVAL", script, "0"]);
     server.command::<()>(&["BGREWRITEAOF"]);
@@ -212,7 +212,7 @@ async fn p13_a_loading_server_is_waited_for() {
     })
     .await;
     server.restart();
-    let lock = locker.lock(unique_key()).give_up_after(DEADLINE);
+    let lock = locker.mutex(unique_key()).outage_limit(DEADLINE);
     let during = lock.try_lock().await;
     assert!(matches!(during, Ok(Some(_))), "{during:?}");
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
@@ -223,15 +223,15 @@ async fn p13_a_cluster_without_slots_is_unavailable_and_one_with_them_works() {
     let server = Server::with(&["--cluster-enabled", "yes"]);
     let locker = locker(&server).await;
     let key = unique_key();
-    let lock = locker.lock(&key).ttl(TTL).renew_every(RENEW_EVERY);
-    let short = lock.clone().give_up_after(Duration::from_millis(200));
+    let lock = locker.mutex(&key).ttl(TTL).renew_every(RENEW_EVERY);
+    let short = lock.clone().outage_limit(Duration::from_millis(200));
     let outcome = short.try_lock().await;
     assert!(
         matches!(outcome, Err(Error::Unavailable { .. })),
         "{outcome:?}"
     );
     server.own_all_slots();
-    let lock = lock.give_up_after(DEADLINE);
+    let lock = lock.outage_limit(DEADLINE);
     let guard = timeout(DEADLINE, lock.lock()).await.unwrap().unwrap();
 
     // The slot is nobody's for a while: not served, which is not lost.

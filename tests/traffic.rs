@@ -42,7 +42,7 @@ fn between(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64>) -> BTr
 /// Lets a locker learn what it has to: whether the server tells us of our own writes by scripts, so
 /// that there is a look for each until that is known. The server learns the scripts.
 async fn introduce(server: &Server, locker: &Locker) {
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
     let often = lock.renew_every(Duration::from_millis(50));
     let guard = often.lock().await.unwrap();
     eventually("some renewals", || server.calls("pexpire") > 5).await;
@@ -66,7 +66,7 @@ async fn an_uncontended_cycle_is_two_requests() {
     let server = Server::start();
     let mut connection = server.client();
     let locker = locker(&server).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
     // Whatever a locker sends once is sent by now.
     for _ in 0..3 {
         lock.lock().await.unwrap().release().await.unwrap();
@@ -90,12 +90,12 @@ async fn a_dropped_guard_is_one_request_too() {
     let server = Server::start();
     let mut connection = server.client();
     let locker = locker(&server).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
     for _ in 0..3 {
         drop(lock.lock().await.unwrap());
     }
     locker
-        .lock(unique_key())
+        .mutex(unique_key())
         .lock()
         .await
         .unwrap()
@@ -108,7 +108,7 @@ async fn a_dropped_guard_is_one_request_too() {
     let before = calls(&mut connection);
     for _ in 0..CYCLES {
         // Its own key each time: a waiter behind a dropped guard might ask twice.
-        let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+        let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
         drop(lock.lock().await.unwrap());
     }
     locker.close(DEADLINE).await.unwrap();
@@ -122,7 +122,7 @@ async fn an_idle_guard_is_three_requests_per_ttl() {
     let mut connection = server.client();
     let locker = locker(&server).await;
     let ttl = Duration::from_millis(1500);
-    let lock = locker.lock(unique_key()).ttl(ttl);
+    let lock = locker.mutex(unique_key()).ttl(ttl);
     introduce(&server, &locker).await;
     let before = calls(&mut connection);
     let guard = lock.lock().await.unwrap();
@@ -151,7 +151,7 @@ async fn fifty_idle_guards_are_fifty_requests_a_second() {
     let ttl = Duration::from_secs(3);
     let mut guards: Vec<LockGuard> = Vec::new();
     for _ in 0..GUARDS {
-        let lock = locker.lock(unique_key()).ttl(ttl);
+        let lock = locker.mutex(unique_key()).ttl(ttl);
         guards.push(lock.lock().await.unwrap());
     }
     // What the locker has to learn of the server it has learnt with the first renewals.
@@ -175,7 +175,7 @@ async fn answers_about_our_own_keys_cost_nothing() {
     let server = Server::start();
     let mut connection = server.client();
     let locker = locker(&server).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(60));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
     // The background thread has its connection when it has released something.
     drop(lock.lock().await.unwrap());
     eventually("the drop", || !server.exists(lock.key())).await;
@@ -200,7 +200,7 @@ async fn ten_thousand_cycles_leave_only_fence_keys() {
     let prefix = unique_key();
     let mut tasks = Vec::new();
     for number in 0..KEYS {
-        let lock = locker.lock(format!("{prefix}:{number}"));
+        let lock = locker.mutex(format!("{prefix}:{number}"));
         tasks.push(tokio::spawn(async move {
             for cycle in 0..10_000 / KEYS {
                 let guard = lock.lock().await.unwrap();
@@ -234,7 +234,7 @@ async fn a_thousand_guards_are_held_and_renewed_in_batches() {
     let ttl = Duration::from_secs(3);
     let tasks: Vec<_> = (0..GUARDS)
         .map(|_| {
-            let lock = locker.lock(unique_key()).ttl(ttl);
+            let lock = locker.mutex(unique_key()).ttl(ttl);
             tokio::spawn(async move { lock.lock().await.unwrap() })
         })
         .collect();

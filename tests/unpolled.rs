@@ -23,7 +23,7 @@ fn give_back(server: &Server, lock: &Lock) {
 }
 
 fn lock(locker: &Locker) -> Lock {
-    locker.lock(unique_key()).ttl(TTL)
+    locker.mutex(unique_key()).ttl(TTL)
 }
 
 #[tokio::test]
@@ -83,7 +83,7 @@ async fn p9_a_lease_that_nobody_takes_up_is_released() {
     let mut unpolled = Box::pin(lock.lock());
     begin(&mut unpolled);
     drop(first);
-    let other = done(wait_for(&theirs.lock(lock.key()).ttl(TTL))).await;
+    let other = done(wait_for(&theirs.mutex(lock.key()).ttl(TTL))).await;
     begin(&mut unpolled);
     drop(other);
     drop(
@@ -147,7 +147,7 @@ async fn p11_a_contender_on_a_blocked_runtime_keeps_no_other_from_a_free_lock() 
 async fn p9_a_grant_that_is_not_taken_up_ends_with_its_ttl() {
     let server = Server::start();
     let locker = connect(&server).await;
-    let lock = locker.lock(unique_key()).ttl(Duration::from_secs(1));
+    let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(1));
     // From here on, one poll sends the request.
     let warm_up = lock.lock().await.unwrap();
     warm_up.release().await.unwrap();

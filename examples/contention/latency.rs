@@ -55,7 +55,7 @@ async fn until_locked(
     key: &str,
     event: impl AsyncFnOnce() -> Result<Instant, redis::RedisError>,
 ) -> Result<Duration, Box<dyn Error>> {
-    let lock = locker.lock(key).ttl(TTL);
+    let lock = locker.mutex(key).ttl(TTL);
     let waiter = tokio::spawn(async move {
         let guard = lock.lock().await?;
         let at = Instant::now();
@@ -97,7 +97,7 @@ async fn theft(
     foreign: &mut redis::Connection,
     key: &str,
 ) -> Result<Duration, Box<dyn Error>> {
-    let guard = locker.lock(key).ttl(TTL).lock().await?;
+    let guard = locker.mutex(key).ttl(TTL).lock().await?;
     let lost = guard.lost().clone();
     let witness = tokio::spawn(async move {
         lost.cancelled().await;

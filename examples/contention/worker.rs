@@ -85,7 +85,7 @@ async fn contend(
     length: Duration,
 ) -> Result<(), Box<dyn Error>> {
     let locker = Locker::connect(url).await?;
-    let lock = locker.lock(key).handover_for(load.handover);
+    let lock = locker.mutex(key).handover_for(load.handover);
     println!("ready");
     tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
     let end = Instant::now() + length;

@@ -29,7 +29,7 @@ pub async fn run(port: Arc<AtomicU16>, until: u64) -> Vec<String> {
 /// An error is a fault that got in the way: nothing was probed.
 async fn once(port: u16) -> Result<Option<String>, Box<dyn std::error::Error>> {
     let locker = Locker::connect(format!("redis://127.0.0.1:{port}/")).await?;
-    let lock = locker.lock(KEY).ttl(TTL);
+    let lock = locker.mutex(KEY).ttl(TTL);
     // Longer, and a try that timed out may yet be carried out after the one that was answered.
     let Some(guard) = tokio::time::timeout(TTL, lock.try_lock()).await?? else {
         return Ok(None);

@@ -25,7 +25,7 @@ pub async fn run(worker: Arc<Worker>, index: usize) {
         let number = worker.next_number();
         let chosen = random.usize(..TTLS.len());
         let ttl = Duration::from_millis(TTLS[chosen]);
-        let lock = worker.locker.lock(key(chosen)).ttl(ttl);
+        let lock = worker.locker.mutex(key(chosen)).ttl(ttl);
         // One that will be forgotten must end by itself.
         let is_forgotten = random.u32(..600) == 0;
         let lock = match is_forgotten {

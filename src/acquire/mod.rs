@@ -24,11 +24,11 @@ use crate::acquire::queue::{Arrival, Called, Turn};
 use crate::acquire::wakeup::{Listener, Nudge};
 use crate::backend::{Attempt, Availability, Claim, Fences};
 use crate::backoff::Backoff;
+use crate::clock::Moment;
 use crate::error::Error;
 use crate::fault::{Cause, Fault};
 use crate::hold::{Context, Hold, Won};
 use crate::key::Key;
-use crate::lease::clock::Moment;
 use crate::lost::LostReason;
 use crate::options::Terms;
 
@@ -163,7 +163,7 @@ impl<'a> Contender<'a> {
         let mut comeback = first_polls();
         let mut listener: Option<Listener> = None;
         let silent_since = self.turn.silent_since();
-        let mut outage = Outage::new(self.terms.give_up_after, patience.limit(), silent_since);
+        let mut outage = Outage::new(self.terms.outage_limit, patience.limit(), silent_since);
         // A key that was contended a moment ago: no attempt, that would be refused.
         if end.is_none_or(|end| end > Instant::now())
             && self

@@ -15,7 +15,7 @@ const LAST_REQUEST: Duration = Duration::from_millis(100);
 /// The time since the last answer, or since the beginning.
 #[derive(Debug)]
 pub(crate) struct Outage {
-    give_up_after: Duration,
+    outage_limit: Duration,
     /// The end of the caller's patience, if it has one.
     limit: Option<Instant>,
     since: Instant,
@@ -25,12 +25,12 @@ pub(crate) struct Outage {
 impl Outage {
     /// One that may have begun before, when somebody else asked.
     pub(crate) fn new(
-        give_up_after: Duration,
+        outage_limit: Duration,
         limit: Option<Instant>,
         since: Option<Instant>,
     ) -> Self {
         Self {
-            give_up_after,
+            outage_limit,
             limit,
             since: since.unwrap_or_else(Instant::now),
             retry: retry(),
@@ -64,7 +64,7 @@ impl Outage {
     }
 
     fn end(&self) -> Instant {
-        let end = self.since + self.give_up_after;
+        let end = self.since + self.outage_limit;
         self.limit.map_or(end, |limit| limit.min(end))
     }
 }
@@ -76,7 +76,7 @@ fn retry() -> Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::connection::no_answer;
+    use crate::backend::redis::connection::no_answer;
 
     fn fault() -> Fault {
         no_answer(&"server".into(), "nothing")

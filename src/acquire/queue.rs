@@ -173,7 +173,7 @@ impl<L> Queues<L> {
             fault: fault.clone(),
         });
         let out_of_time = occupied
-            .remove_if(|waiter| now >= waiter.arrived.max(since) + waiter.terms.give_up_after);
+            .remove_if(|waiter| now >= waiter.arrived.max(since) + waiter.terms.outage_limit);
         drop(state);
         for waiter in out_of_time {
             // One that left meanwhile needs no answer.

@@ -7,10 +7,10 @@ use crate::acquire::queue::{Queues, reclaim};
 use crate::acquire::wakeup::Wakeups;
 use crate::backend::Backend;
 use crate::backend::faulty::{Faulty, Nobody, Trouble};
+use crate::clock::Clock;
 use crate::engine::{Engine, Settings};
-use crate::lease::clock::Clock;
+use crate::holder::Owner;
 use crate::options::Options;
-use crate::owner::Owner;
 use crate::released::Released;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ impl Fixture {
         let store = Faulty::new(clock.clone(), Arc::new(Nobody));
         let options = Options {
             ttl: Duration::from_secs(600),
-            give_up_after: GIVE_UP,
+            outage_limit: GIVE_UP,
             ..Options::default()
         };
         Self {

@@ -12,7 +12,7 @@ use tokio::runtime;
 use tokio::sync::Notify;
 
 use crate::backend::{Claim, Grant, Signals};
-use crate::lease::driver::Driver;
+use crate::driver::Driver;
 
 const CONTENDED_KEYS: usize = 1024;
 /// The grant of one that waited before these stays until it expires, after a waiter's life.

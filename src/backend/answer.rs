@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::lease::clock::Moment;
+use crate::clock::Moment;
 use crate::options::margin;
 
 /// Fencing numbers that follow each other, at least one.
@@ -141,7 +141,7 @@ impl Grant {
     /// P3: counted from the echoed stamp, never from the message's arrival.
     pub(crate) fn deadline(&self) -> Moment {
         let from = match cfg!(redlease_mutation = "grant_from_arrival") {
-            true => crate::lease::clock::Clock::system().now(),
+            true => crate::clock::Clock::system().now(),
             false => self.stamp,
         };
         from + self.life.saturating_sub(margin(self.life))

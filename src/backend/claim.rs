@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use crate::backend::answer::{Fences, Grant};
 use crate::backend::quorum::stake::Stake;
+use crate::clock::Moment;
 use crate::key::Key;
-use crate::lease::clock::Moment;
 use crate::options::{margin, whole_millis};
 
 /// A waiter in the queue of Redis lives this long after its last heartbeat, at most.

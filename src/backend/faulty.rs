@@ -14,10 +14,10 @@ use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Grant, Kept, Look, Queue, Renewal, SentBehind,
     Signals,
 };
+use crate::clock::Clock;
 use crate::fault::{Cause, Fault};
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::lease::clock::Clock;
-use crate::owner::Holder;
 
 /// One to whom a store tells what nobody needs to hear.
 #[derive(Debug)]

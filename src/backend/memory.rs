@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
 };
+use crate::clock::{Clock, Moment};
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::lease::clock::{Clock, Moment};
-use crate::owner::Holder;
 
 #[derive(Debug)]
 pub(crate) struct Memory {

@@ -1,25 +1,12 @@
 //! Where locks are kept: what a lock asks of a store, and the stores that can answer.
 
 pub(crate) mod answer;
-pub(crate) mod call;
 pub(crate) mod claim;
-pub(crate) mod connection;
-pub(crate) mod connections;
-pub(crate) mod doubt;
-pub(crate) mod echo;
 #[cfg(test)]
 pub(crate) mod faulty;
-pub(crate) mod health;
-pub(crate) mod held;
 pub(crate) mod memory;
-pub(crate) mod node;
-pub(crate) mod opening;
-pub(crate) mod push;
 pub(crate) mod quorum;
-pub(crate) mod reply;
-pub(crate) mod rights;
-pub(crate) mod script;
-pub(crate) mod verdict;
+pub(crate) mod redis;
 
 use std::fmt;
 use std::future::{Future, ready};
@@ -35,8 +22,8 @@ pub(crate) use crate::backend::answer::{
 };
 pub(crate) use crate::backend::claim::Claim;
 use crate::fault::Fault;
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::owner::Holder;
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
 

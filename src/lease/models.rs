@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use loom::thread;
 
+use crate::clock::Clock;
 use crate::key::Key;
 use crate::lease::Lease;
-use crate::lease::clock::Clock;
 use crate::lost::LostReason;
 
 const TTL: Duration = Duration::from_millis(100);

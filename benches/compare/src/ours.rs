@@ -21,7 +21,7 @@ impl Client for Locker {
     }
 
     fn lock(&self, key: &str, ttl: Duration) -> Self::Lock {
-        Self::lock(self, key).ttl(ttl)
+        Self::mutex(self, key).ttl(ttl)
     }
 }
 

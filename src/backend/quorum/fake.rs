@@ -15,10 +15,10 @@ use crate::backend::quorum::member::Member;
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind,
 };
+use crate::clock::Clock;
 use crate::fault::{Cause, Fault};
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::lease::clock::Clock;
-use crate::owner::Holder;
 
 /// A member that can fail, and can hold requests back and carry them out later.
 #[derive(Debug)]

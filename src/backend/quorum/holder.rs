@@ -9,8 +9,8 @@ use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, smallest};
 use crate::backend::{Availability, Claim, Look};
 use crate::fault::Fault;
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::owner::Holder;
 
 impl Quorum {
     /// Whether an attempt would be refused: it would if no majority of the servers is free, a

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::node::{FENCE_TTL, Node};
-use crate::backend::script::{self, Argument};
+use crate::backend::redis::script::{self, Argument};
+use crate::backend::redis::{FENCE_TTL, Server};
 use crate::backend::{Answer, Backend, Claim, Fences};
 
 /// A backend that can be one of a quorum.
@@ -27,7 +27,7 @@ pub(crate) trait Member: Backend {
     ) -> Answer<'a, bool>;
 }
 
-impl Member for Node {
+impl Member for Server {
     fn raise<'a>(
         &'a self,
         claim: &'a Arc<Claim>,

@@ -56,10 +56,10 @@ use crate::backend::{
     Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal,
     SentBehind,
 };
+use crate::clock::Moment;
 use crate::fault::{Cause, Fault};
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::lease::clock::Moment;
-use crate::owner::Holder;
 
 pub(crate) use self::member::Member;
 use self::round::Round;

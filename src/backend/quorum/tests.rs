@@ -2,7 +2,7 @@
 
 use super::fake::Fake;
 use super::*;
-use crate::lease::clock::Clock;
+use crate::clock::Clock;
 
 const TTL: Duration = Duration::from_secs(10);
 const WITHIN: Duration = Duration::from_secs(1);

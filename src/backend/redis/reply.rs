@@ -5,35 +5,35 @@ use std::time::Duration;
 
 use redis::Value;
 
-use crate::backend::connection::Connection;
+use crate::backend::redis::connection::Connection;
 use crate::backend::{Claim, Freed};
+use crate::clock::Moment;
 use crate::fault::Fault;
-use crate::lease::clock::Moment;
-use crate::owner::Holder;
+use crate::holder::Holder;
 
-pub(super) struct Reply {
-    pub(super) connection: Arc<Connection>,
+pub(in crate::backend) struct Reply {
+    pub(in crate::backend) connection: Arc<Connection>,
     /// The moment before the request was handed to the connection.
-    pub(super) sent: Moment,
-    pub(super) value: Value,
+    pub(in crate::backend) sent: Moment,
+    pub(in crate::backend) value: Value,
 }
 
 impl Reply {
-    pub(super) fn number(&self) -> Result<i64, Fault> {
+    pub(in crate::backend) fn number(&self) -> Result<i64, Fault> {
         match self.value {
             Value::Int(number) => Ok(number),
             _ => Err(self.unexpected()),
         }
     }
 
-    pub(super) fn pair(&self) -> Result<(i64, i64), Fault> {
+    pub(in crate::backend) fn pair(&self) -> Result<(i64, i64), Fault> {
         match self.numbers()[..] {
             [first, second] => Ok((first, second)),
             _ => Err(self.unexpected()),
         }
     }
 
-    pub(super) fn numbers(&self) -> Vec<i64> {
+    pub(in crate::backend) fn numbers(&self) -> Vec<i64> {
         let Value::Array(items) = &self.value else {
             return Vec::new();
         };
@@ -44,14 +44,14 @@ impl Reply {
         numbers.collect::<Option<_>>().unwrap_or_default()
     }
 
-    pub(super) fn freed(&self) -> Result<Freed, Fault> {
+    pub(in crate::backend) fn freed(&self) -> Result<Freed, Fault> {
         Ok(match self.number()? {
             0 => Freed::NotOurs,
             _ => Freed::Freed,
         })
     }
 
-    pub(super) fn holder(&self) -> Result<Option<Holder>, Fault> {
+    pub(in crate::backend) fn holder(&self) -> Result<Option<Holder>, Fault> {
         match &self.value {
             Value::Nil => Ok(None),
             Value::Array(pair) => match &pair[..] {
@@ -65,7 +65,7 @@ impl Reply {
     }
 
     /// The fault of a counter that no number can be taken from (P8).
-    pub(super) fn no_counter(&self, claim: &Claim) -> Fault {
+    pub(in crate::backend) fn no_counter(&self, claim: &Claim) -> Fault {
         let counter = claim.key.fence();
         let text =
             format!("the fencing counter {counter:?} holds no number, or one too close to 2^53");
@@ -73,17 +73,17 @@ impl Reply {
     }
 
     /// The fault of a server that is in a quorum twice.
-    pub(super) fn same_server(&self) -> Fault {
+    pub(in crate::backend) fn same_server(&self) -> Fault {
         let text = "another name of a server of this quorum";
         self.connection.refusal(text.to_owned())
     }
 
-    pub(super) fn unexpected(&self) -> Fault {
+    pub(in crate::backend) fn unexpected(&self) -> Fault {
         self.connection.unexpected(&self.value)
     }
 }
 
 /// A PTTL as Redis answers it: negative for a key without one.
-pub(super) fn remaining(pttl: i64) -> Option<Duration> {
+pub(in crate::backend) fn remaining(pttl: i64) -> Option<Duration> {
     u64::try_from(pttl).ok().map(Duration::from_millis)
 }

@@ -6,16 +6,20 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use crate::backend::Claim;
-use crate::backend::connection::Connection;
+use crate::backend::redis::connection::Connection;
 
 /// Values of which a request was cut short that can set the key, and the ways it was sent: it may
 /// be carried out yet (P10).
 #[derive(Default)]
-pub(super) struct Doubts(Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>);
+pub(in crate::backend) struct Doubts(Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>);
 
 impl Doubts {
     /// Holds a claim in doubt until the answer was understood.
-    pub(super) fn raise<'a>(&'a self, claim: &'a Claim, way: &Arc<Connection>) -> Doubt<'a> {
+    pub(in crate::backend) fn raise<'a>(
+        &'a self,
+        claim: &'a Claim,
+        way: &Arc<Connection>,
+    ) -> Doubt<'a> {
         Doubt {
             doubts: self,
             claim,
@@ -24,13 +28,13 @@ impl Doubts {
     }
 
     /// Ends the doubt about a claim: the ways on which its key may yet be set, if there are any.
-    pub(super) fn take(&self, claim: &Claim) -> Option<Vec<Arc<Connection>>> {
+    pub(in crate::backend) fn take(&self, claim: &Claim) -> Option<Vec<Arc<Connection>>> {
         self.0.lock().remove(&claim.value)
     }
 
     /// A request of this value was answered on a way, and so every earlier one on it has run; what
     /// was sent on other ways stays in doubt.
-    pub(super) fn settle(&self, claim: &Claim, way: &Arc<Connection>) {
+    pub(in crate::backend) fn settle(&self, claim: &Claim, way: &Arc<Connection>) {
         let mut doubts = self.0.lock();
         if let Some(ways) = doubts.get_mut(&claim.value) {
             ways.retain(|known| !Arc::ptr_eq(known, way));
@@ -43,7 +47,7 @@ impl Doubts {
 
 /// A claim as possibly granted, from before a request is sent until it is answered. Dropped before
 /// that, it stays in doubt.
-pub(super) struct Doubt<'a> {
+pub(in crate::backend) struct Doubt<'a> {
     doubts: &'a Doubts,
     claim: &'a Claim,
     way: Option<Arc<Connection>>,
@@ -51,7 +55,7 @@ pub(super) struct Doubt<'a> {
 
 impl Doubt<'_> {
     /// The request was answered.
-    pub(super) fn settle(mut self) {
+    pub(in crate::backend) fn settle(mut self) {
         if let Some(way) = self.way.take() {
             self.doubts.settle(self.claim, &way);
         }

@@ -27,11 +27,11 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use crate::backend::Signals;
-use crate::backend::connection::{Connection, Failure, no_answer};
-use crate::backend::echo::{Echoes, Evidence};
-use crate::backend::health::Health;
-use crate::backend::push::Watcher;
-use crate::backend::verdict::{Refusal, Verdict, declines, wants_no_user_name};
+use crate::backend::redis::connection::{Connection, Failure, no_answer};
+use crate::backend::redis::echo::{Echoes, Evidence};
+use crate::backend::redis::error_class::{Refusal, Verdict, declines, wants_no_user_name};
+use crate::backend::redis::health::Health;
+use crate::backend::redis::push::Watcher;
 use crate::events::emit;
 use crate::fault::{Cause, Fault};
 

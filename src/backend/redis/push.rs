@@ -7,9 +7,9 @@ use redis::aio::{AsyncPushSender, SendError};
 use redis::{PushInfo, PushKind, Value};
 use tokio::runtime;
 
-use crate::backend::health::Health;
+use crate::backend::redis::health::Health;
 use crate::backend::{Fences, Grant, Signals};
-use crate::lease::clock::Moment;
+use crate::clock::Moment;
 
 /// Hears one connection's pushes. redis-rs drops it together with the task that drives the
 /// connection.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::lease::clock::Moment;
+use crate::clock::Moment;
 
 /// So many echoes are no chance.
 const PROOF: u32 = 2;

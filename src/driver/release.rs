@@ -7,9 +7,9 @@ use tokio::time::timeout;
 
 use crate::backend::{Answer, Claim, Freed, SentBehind};
 use crate::backoff::Backoff;
+use crate::driver::Driver;
 use crate::events::emit;
 use crate::fault::Fault;
-use crate::lease::driver::Driver;
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::connection::Connection;
-use crate::backend::node::Node;
-use crate::backend::reply::remaining;
-use crate::backend::script::{self, Argument};
+use crate::backend::redis::Server;
+use crate::backend::redis::connection::Connection;
+use crate::backend::redis::reply::remaining;
+use crate::backend::redis::script::{self, Argument};
 use crate::backend::{Claim, Look, Renewal, Signals};
+use crate::clock::Moment;
 use crate::fault::Fault;
-use crate::lease::clock::Moment;
 
-impl Node {
+impl Server {
     pub(super) async fn renew(&self, claim: &Claim, within: Duration) -> Result<Renewal, Fault> {
         let keys = [&**claim.key.name()];
         let arguments = [

@@ -1,6 +1,6 @@
 use super::*;
+use crate::clock::Clock;
 use crate::key::Key;
-use crate::lease::clock::Clock;
 
 const TTL: Duration = Duration::from_millis(300);
 const EVERY: Duration = Duration::from_millis(100);

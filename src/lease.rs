@@ -11,15 +11,8 @@
 //!   [`Lease::lose`]; a bit that a reader set means "expired".
 //! * **L4** The token fires only through [`Lease::lose`], so never on release.
 
-pub(crate) mod clock;
-pub(crate) mod driver;
-mod loss;
 #[cfg(all(test, redlease_loom))]
 mod models;
-pub(crate) mod pending;
-pub(crate) mod release;
-pub(crate) mod watch;
-pub(crate) mod watchdog;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,9 +20,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::{Clock, Moment};
 use crate::fault::Cause;
 use crate::key::Key;
-use crate::lease::clock::{Clock, Moment};
 use crate::lost::{Lost, LostReason};
 use crate::sync::{AtomicU64, Mutex};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::backend::echo::Echoes;
+use crate::backend::redis::echo::Echoes;
 
 /// How many requests may time out one after the other, with no answer to anything in between,
 /// before the connection is taken for dead.

@@ -15,6 +15,12 @@
 //! * **D3** No subscriber of `tracing` is called on the thread, nor before a loss is settled: the
 //!   lease lost, the token fired, the turn ended (P4).
 
+mod loss;
+pub(crate) mod pending;
+pub(crate) mod release;
+pub(crate) mod watch;
+pub(crate) mod watchdog;
+
 use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
@@ -29,15 +35,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Backend, Claim, Look, Renewal};
+use crate::clock::{Clock, Moment};
 use crate::contain::contain;
+use crate::driver::loss::{Unwatched, note_failure, say_lost};
+use crate::driver::pending::Pending;
+use crate::driver::watch::{Ear, Watch};
+use crate::driver::watchdog::{Due, Roster};
 use crate::events::tell_elsewhere;
 use crate::fault::Fault;
 use crate::lease::Lease;
-use crate::lease::clock::{Clock, Moment};
-use crate::lease::loss::{Unwatched, note_failure, say_lost};
-use crate::lease::pending::Pending;
-use crate::lease::watch::{Ear, Watch};
-use crate::lease::watchdog::{Due, Roster};
 use crate::lost::LostReason;
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);

@@ -18,9 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::Claim;
+use crate::clock::Moment;
+use crate::driver::watch::{Ear, GATHER, SHORTEST_RETRY, Watch};
 use crate::lease::Lease;
-use crate::lease::clock::Moment;
-use crate::lease::watch::{Ear, GATHER, SHORTEST_RETRY, Watch};
 
 /// What the driver has to do now.
 #[derive(Debug)]

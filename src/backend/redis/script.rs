@@ -60,7 +60,7 @@ macro_rules! scripts {
             $(if cfg!(redlease_mutation = $mutation) {
                 return Script::new($instead);
             })?
-            Script::new(concat!($(include_str!(concat!("../lua/", $file))),+))
+            Script::new(concat!($(include_str!(concat!("../../lua/", $file))),+))
         });)*
     };
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::backend::Claim;
 use crate::backoff::jittered;
+use crate::clock::Moment;
 use crate::lease::Lease;
-use crate::lease::clock::Moment;
 
 /// A renewal that failed is tried again after this share of the usual distance of renewals.
 const RETRIES_PER_RENEWAL: u32 = 8;

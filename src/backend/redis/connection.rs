@@ -10,9 +10,9 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::echo::Echoes;
-use crate::backend::health::Health;
-use crate::backend::verdict::{Verdict, is_forbidden, mentions};
+use crate::backend::redis::echo::Echoes;
+use crate::backend::redis::error_class::{Verdict, is_forbidden, mentions};
+use crate::backend::redis::health::Health;
 use crate::fault::{Cause, Fault};
 
 /// A connection and what is known of its health.

@@ -29,8 +29,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::backend::Signals;
-use crate::backend::connection::{Connection, no_answer};
-use crate::backend::opening::Opener;
+use crate::backend::redis::connection::{Connection, no_answer};
+use crate::backend::redis::opening::Opener;
 use crate::backoff::Backoff;
 use crate::fault::Fault;
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use crate::driver::watch::Watch;
 use crate::events::emit;
 use crate::fault::Fault;
 use crate::lease::Lease;
-use crate::lease::watch::Watch;
 
 /// A lease that was taken off the roster.
 #[derive(Debug)]

@@ -5,19 +5,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::connection::{Connection, Failure};
-use crate::backend::node::Node;
-use crate::backend::reply::Reply;
-use crate::backend::script::{self, Script};
+use crate::backend::redis::Server;
+use crate::backend::redis::connection::{Connection, Failure};
+use crate::backend::redis::reply::Reply;
+use crate::backend::redis::script::{self, Script};
 use crate::fault::Fault;
 
 /// This runtime's connection, that of another, and a new one.
 const TRIES: u32 = 3;
 
-impl Node {
+impl Server {
     /// Calls a script that may run twice. A server closes connections that are idle, which may
     /// show only now: then the call goes over another one (P13).
-    pub(super) async fn call(
+    pub(in crate::backend) async fn call(
         &self,
         script: &Script,
         keys: &[&str],
@@ -32,7 +32,7 @@ impl Node {
 
     /// As [`call`](Self::call), with a note taken of each try before it is sent. That of a try
     /// that failed is dropped.
-    pub(super) async fn call_noted<N>(
+    pub(in crate::backend) async fn call_noted<N>(
         &self,
         script: &Script,
         keys: &[&str],
@@ -57,7 +57,7 @@ impl Node {
 
     /// Calls a script that must not run twice, over a connection that was just seen to work: an
     /// answer that is lost with a connection leaves open whether the script ran.
-    pub(super) async fn call_once(
+    pub(in crate::backend) async fn call_once(
         &self,
         script: &Script,
         keys: &[&str],
@@ -77,7 +77,7 @@ impl Node {
     }
 
     /// A connection for a request that has to arrive: not necessarily this runtime's.
-    pub(super) async fn way(
+    pub(in crate::backend) async fn way(
         &self,
         until: Instant,
         within: Duration,
@@ -86,7 +86,7 @@ impl Node {
         way.map_err(Failure::Fault)
     }
 
-    pub(super) async fn call_over(
+    pub(in crate::backend) async fn call_over(
         &self,
         connection: Arc<Connection>,
         script: &Script,
@@ -116,7 +116,7 @@ impl Node {
         })
     }
 
-    pub(super) fn fault(&self, failure: Failure) -> Fault {
+    pub(in crate::backend) fn fault(&self, failure: Failure) -> Fault {
         failure.into_fault(self.connections.server())
     }
 }

@@ -1,6 +1,19 @@
 //! One Redis server.
 
+pub(crate) mod call;
+pub(crate) mod connection;
+pub(crate) mod connections;
+pub(crate) mod echo;
+pub(crate) mod error_class;
+pub(crate) mod health;
+pub(crate) mod held;
+pub(crate) mod opening;
+pub(crate) mod push;
 mod queue;
+pub(crate) mod reply;
+pub(crate) mod rights;
+pub(crate) mod script;
+pub(crate) mod unsettled;
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,26 +25,26 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::backend::connection::{Connection, Failure};
-use crate::backend::connections::Connections;
-use crate::backend::doubt::{Doubt, Doubts};
-use crate::backend::reply::{Reply, remaining};
-use crate::backend::rights;
-use crate::backend::script::{self, Argument, Script};
+use crate::backend::redis::connection::{Connection, Failure};
+use crate::backend::redis::connections::Connections;
+use crate::backend::redis::reply::{Reply, remaining};
+use crate::backend::redis::script::{Argument, Script};
+use crate::backend::redis::unsettled::{Doubt, Doubts};
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
 };
+use crate::clock::{Clock, Moment};
 use crate::fault::Fault;
+use crate::holder::Holder;
 use crate::key::Key;
-use crate::lease::clock::{Clock, Moment};
-use crate::owner::Holder;
 
 /// How long a fencing counter outlives its last use: 7 days, in milliseconds.
-pub(super) const FENCE_TTL: Argument<'static> = Argument::Number(7 * 24 * 60 * 60 * 1000);
+pub(in crate::backend) const FENCE_TTL: Argument<'static> =
+    Argument::Number(7 * 24 * 60 * 60 * 1000);
 
-pub(crate) struct Node {
-    pub(super) connections: Arc<Connections>,
-    pub(super) clock: Clock,
+pub(crate) struct Server {
+    pub(in crate::backend) connections: Arc<Connections>,
+    pub(in crate::backend) clock: Clock,
     role: Role,
     doubts: Doubts,
     /// A key that nobody has, and whether it was seen that the user has the rights that it takes.
@@ -48,7 +61,7 @@ pub(crate) enum Role {
     Member,
 }
 
-impl Node {
+impl Server {
     /// `limit` is how long opening a connection may take.
     pub(crate) fn new(
         client: &Client,
@@ -105,7 +118,7 @@ impl Node {
 
     /// Calls a script that may set the lock key. The claim is in doubt until the reply was
     /// understood.
-    pub(super) async fn create<'a>(
+    pub(in crate::backend) async fn create<'a>(
         &'a self,
         claim: &'a Claim,
         script: &Script,
@@ -161,7 +174,7 @@ impl Node {
     }
 }
 
-impl Backend for Node {
+impl Backend for Server {
     fn server(&self) -> Arc<str> {
         Arc::clone(self.connections.server())
     }
@@ -279,9 +292,9 @@ impl Backend for Node {
     }
 }
 
-impl fmt::Debug for Node {
+impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Node")
+        f.debug_tuple("Server")
             .field(self.connections.server())
             .finish()
     }

@@ -3,8 +3,8 @@
 use redis::Value;
 use tokio::time::Instant;
 
-use crate::backend::connection::{Connection, Failure};
-use crate::backend::script::{self, Argument, Script};
+use crate::backend::redis::connection::{Connection, Failure};
+use crate::backend::redis::script::{self, Argument, Script};
 
 /// Fails if a command is missing without which a lock could be acquired and not be released.
 ///

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::node::{FENCE_TTL, Node, leaving};
-use crate::backend::reply::remaining;
-use crate::backend::script::{self, Argument};
+use crate::backend::redis::reply::remaining;
+use crate::backend::redis::script::{self, Argument};
+use crate::backend::redis::{FENCE_TTL, Server, leaving};
 use crate::backend::{Answer, Beat, Claim, Fences, Freed, Queue, Standing};
 use crate::fault::Fault;
 use crate::options::whole_millis;
@@ -16,7 +16,7 @@ use crate::options::whole_millis;
 /// any waiter lives.
 const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
 
-impl Node {
+impl Server {
     async fn beat(
         &self,
         claim: &Arc<Claim>,
@@ -73,7 +73,7 @@ impl Node {
     }
 }
 
-impl Queue for Node {
+impl Queue for Server {
     fn enqueue<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
