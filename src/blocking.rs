@@ -276,7 +276,7 @@ impl Lock {
         R: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let key = Some(self.0.name());
-        self.0.engine().block_on(key, call(self.0.clone()))
+        self.0.share().block_on(key, call(self.0.clone()))
     }
 }
 
@@ -340,9 +340,8 @@ impl LockGuard {
     ///
     /// As for [`LockGuard::renew`](crate::LockGuard::renew).
     pub fn renew(&self) -> Result<(), Error> {
-        let hold = self.0.hold();
-        let engine = &self.0.handle().engine;
-        engine.block_on(Some(hold.key().name()), hold.renew())
+        let lock = self.0.lock();
+        self.0.handle().block_on(Some(lock.name()), lock.renew())
     }
 
     /// Releases the lock, and says what became of it.
@@ -351,10 +350,10 @@ impl LockGuard {
     ///
     /// As for [`LockGuard::release`](crate::LockGuard::release).
     pub fn release(self) -> Result<Released, Error> {
-        let key = Arc::clone(self.0.hold().key().name());
+        let key = Arc::clone(self.0.lock().name());
         // Outlives the guard, so that the last handle is not dropped on the background thread.
         let handle = Arc::clone(self.0.handle());
         let release = async move { self.0.release().await };
-        handle.engine.block_on(Some(&key), release)
+        handle.block_on(Some(&key), release)
     }
 }

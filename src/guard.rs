@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::driver::{HeldLock, Share};
 use crate::error::Error;
-use crate::handle::Handle;
-use crate::hold::Hold;
 use crate::lost::{Lost, LostReason};
 use crate::released::Released;
 
@@ -37,37 +36,37 @@ use crate::released::Released;
 #[must_use = "if unused, the lock is released immediately"]
 #[clippy::has_significant_drop]
 pub struct LockGuard {
-    hold: Hold,
-    // Behind the hold, so that the last handle waits for its release.
-    handle: Arc<Handle>,
+    lock: HeldLock,
+    // Behind the lock, so that the last handle waits for its release.
+    handle: Arc<Share>,
     lost: OnceLock<CancellationToken>,
 }
 
 impl LockGuard {
-    pub(crate) fn new(hold: Hold, handle: &Arc<Handle>) -> Self {
+    pub(crate) fn new(lock: HeldLock, handle: &Arc<Share>) -> Self {
         Self {
-            hold,
+            lock,
             handle: Arc::clone(handle),
             lost: OnceLock::new(),
         }
     }
 
-    pub(crate) fn hold(&self) -> &Hold {
-        &self.hold
+    pub(crate) fn lock(&self) -> &HeldLock {
+        &self.lock
     }
 
-    pub(crate) fn handle(&self) -> &Arc<Handle> {
+    pub(crate) fn handle(&self) -> &Arc<Share> {
         &self.handle
     }
 
     /// Returns the key of the lock, with the prefix of the locker.
     pub fn key(&self) -> &str {
-        self.hold.key().name()
+        self.lock.name()
     }
 
     /// Returns the value that this acquisition has in Redis: `<uuid>:<owner label>`.
     pub fn value(&self) -> &str {
-        self.hold.value()
+        self.lock.value()
     }
 
     /// Returns whether the lease is over.
@@ -85,7 +84,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn is_lost(&self) -> bool {
-        self.hold.lease.is_lost()
+        self.lock.lease().is_lost()
     }
 
     /// Returns an error if the lease is over: [`is_lost`](Self::is_lost) for the `?` operator.
@@ -94,7 +93,7 @@ impl LockGuard {
     ///
     /// [`Lost`], with the reason. It converts into [`Error`].
     pub fn ensure_held(&self) -> Result<(), Lost> {
-        self.hold.lease.ensure_held()
+        self.lock.lease().ensure_held()
     }
 
     /// Returns a token that fires when the lease is lost, and never because of a release.
@@ -119,12 +118,12 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> &CancellationToken {
-        self.lost.get_or_init(|| self.hold.lease.token())
+        self.lost.get_or_init(|| self.lock.lease().token())
     }
 
     /// Returns why the lease was lost, or `None` while it is held.
     pub fn lost_reason(&self) -> Option<LostReason> {
-        self.hold.lease.lost_reason()
+        self.lock.lease().lost_reason()
     }
 
     /// Returns how long the lease lasts from now if it is not renewed; zero if it is lost.
@@ -132,7 +131,7 @@ impl LockGuard {
     /// This is the time until the local deadline, which is earlier than the key's expiry in Redis
     /// by TTL/100 + 2 ms and the time that the request took.
     pub fn remaining(&self) -> Duration {
-        self.hold.lease.remaining()
+        self.lock.lease().remaining()
     }
 
     /// Returns the fencing token: larger for every later acquisition of the same key.
@@ -142,7 +141,7 @@ impl LockGuard {
     /// in real time: if this acquisition ended before another began, its token is smaller. It
     /// survives the loss of the server's data up to the error of the clients' wall clocks.
     pub fn fencing_token(&self) -> u64 {
-        self.hold.lease.fence()
+        self.lock.lease().fence()
     }
 
     /// Asks Redis now whether the lock is still ours, and extends the lease to its full TTL.
@@ -165,7 +164,7 @@ impl LockGuard {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn renew(&self) -> Result<(), Error> {
-        self.hold.renew().await
+        self.lock.renew().await
     }
 
     /// Runs a future to its end, or drops it when the lease is lost.
@@ -193,7 +192,7 @@ impl LockGuard {
     /// ```
     pub async fn run_until_lost<F: Future>(&self, future: F) -> Result<F::Output, Lost> {
         self.ensure_held()?;
-        let lost = self.hold.lease.token();
+        let lost = self.lock.lease().token();
         tokio::select! {
             biased;
             output = future => Ok(output),
@@ -232,8 +231,8 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn release(self) -> Result<Released, Error> {
-        let Self { hold, handle, .. } = self;
-        let released = hold.release().await;
+        let Self { lock, handle, .. } = self;
+        let released = lock.release().await;
         drop(handle);
         released
     }

@@ -7,13 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::acquire::{Patience, acquire};
-use crate::engine::Engine;
+use crate::backend::Signals;
+use crate::driver::{HeldLock, Share};
 use crate::error::Error;
 use crate::events::emit;
 use crate::fault::Fault;
 use crate::guard::LockGuard;
-use crate::handle::Handle;
-use crate::hold::Hold;
 use crate::holder::Holder;
 use crate::key::Key;
 use crate::options::{Options, Terms, check_wait};
@@ -62,22 +61,22 @@ use crate::released::Released;
 #[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock {
-    handle: Arc<Handle>,
+    handle: Arc<Share>,
     key: Arc<Key>,
     options: Options,
 }
 
 impl Lock {
-    pub(crate) fn new(handle: &Arc<Handle>, key: String) -> Self {
+    pub(crate) fn new(handle: &Arc<Share>, key: String) -> Self {
         Self {
-            key: Arc::new(Key::new(&handle.engine.settings.prefix, key)),
+            key: Arc::new(Key::new(&handle.settings.prefix, key)),
             handle: Arc::clone(handle),
             options: Options::default(),
         }
     }
 
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.handle.engine
+    pub(crate) fn share(&self) -> &Arc<Share> {
+        &self.handle
     }
 
     pub(crate) fn name(&self) -> &Arc<str> {
@@ -301,8 +300,8 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn holder(&self) -> Result<Option<Holder>, Error> {
         self.terms()?;
-        let within = self.handle.engine.settings.command_timeout;
-        let holder = self.handle.engine.backend.holder(&self.key, within).await;
+        let within = self.handle.settings.command_timeout;
+        let holder = self.handle.backend.holder(&self.key, within).await;
         holder.map_err(|fault| self.about(fault))
     }
 
@@ -324,16 +323,11 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn force_release(&self) -> Result<bool, Error> {
         self.terms()?;
-        let within = self.handle.engine.settings.command_timeout;
-        let freed = self
-            .handle
-            .engine
-            .backend
-            .force_release(&self.key, within)
-            .await;
+        let within = self.handle.settings.command_timeout;
+        let freed = self.handle.backend.force_release(&self.key, within).await;
         let freed = freed.map_err(|fault| self.about(fault))?;
         // The server does not push what we did ourselves, and the holder may be one of ours.
-        self.handle.engine.driver.changed(Some(self.key()), None);
+        self.handle.keys.changed(Some(self.key()), None);
         Ok(freed)
     }
 
@@ -350,14 +344,14 @@ impl Lock {
         }
     }
 
-    fn guard(&self, hold: Hold) -> LockGuard {
-        LockGuard::new(hold, &self.handle)
+    fn guard(&self, lock: HeldLock) -> LockGuard {
+        LockGuard::new(lock, &self.handle)
     }
 
     fn terms(&self) -> Result<Terms, Error> {
         self.key.check()?;
         let terms = self.options.check(self.key.name())?;
-        if self.handle.engine.driver.is_closed() {
+        if self.handle.keys.is_closed() {
             return Err(Error::closed(self.key.name()));
         }
         Ok(terms)

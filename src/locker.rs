@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use redis::Client;
 
-use crate::engine::{Engine, Settings, check_may_block};
+use crate::driver::{Settings, Share, check_may_block};
 use crate::error::Error;
 use crate::fault::Cause;
-use crate::handle::Handle;
 use crate::holder::Owner;
 use crate::lock::Lock;
 use crate::topology;
@@ -42,7 +41,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Locker {
-    handle: Arc<Handle>,
+    handle: Arc<Share>,
 }
 
 impl Locker {
@@ -190,32 +189,28 @@ impl Locker {
     ///
     /// Outside of a tokio runtime with time enabled.
     pub async fn close(&self, timeout: Duration) -> Result<(), Error> {
-        self.handle.begin_close();
-        let pending = &self.handle.engine.driver.pending;
+        self.handle.close();
+        let pending = &self.handle.pending;
         let timeout = timeout.min(LONGEST_TIMEOUT);
         let done = tokio::time::timeout(timeout, pending.wait_async()).await;
         done.map_err(|_| self.not_flushed())
     }
 
-    pub(crate) fn engine(&self) -> &Arc<Engine> {
-        &self.handle.engine
-    }
-
     async fn connected(self) -> Result<Self, Error> {
-        let engine = self.engine();
-        let within = engine.settings.command_timeout;
+        let driver = &self.handle;
+        let within = driver.settings.command_timeout;
         // P4, P13: without the driver's connection a lock would be lost one TTL later.
-        let connect = engine.backend.connect(engine.driver.runtime(), within);
+        let connect = driver.backend.connect(driver.runtime(), within);
         connect.await.map_err(|fault| fault.about(None))?;
         Ok(self)
     }
 
     fn connected_blocking(self) -> Result<Self, Error> {
-        let backend = Arc::clone(&self.engine().backend);
-        let within = self.engine().settings.command_timeout;
-        let driver = self.engine().driver.runtime().clone();
+        let backend = Arc::clone(&self.handle.backend);
+        let within = self.handle.settings.command_timeout;
+        let driver = self.handle.runtime().clone();
         // The thread's connection is the only one that is needed.
-        self.engine().block_on(None, async move {
+        self.handle.block_on(None, async move {
             let connected = backend.connect(&driver, within).await;
             connected.map_err(|fault| fault.about(None))
         })?;
@@ -224,8 +219,8 @@ impl Locker {
 
     pub(crate) fn close_blocking(&self, timeout: Duration) -> Result<(), Error> {
         check_may_block(None)?;
-        self.handle.begin_close();
-        let pending = &self.handle.engine.driver.pending;
+        self.handle.close();
+        let pending = &self.handle.pending;
         if pending.wait(timeout.min(LONGEST_TIMEOUT)) {
             Ok(())
         } else {
@@ -236,7 +231,7 @@ impl Locker {
     fn not_flushed(&self) -> Error {
         Error::Unavailable {
             key: None,
-            server: self.handle.engine.backend.server(),
+            server: self.handle.backend.server(),
             source: Cause::new(std::io::Error::new(
                 std::io::ErrorKind::TimedOut,
                 "releases were not confirmed in time",

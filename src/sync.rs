@@ -5,12 +5,14 @@
 //! the threads of each can run, and every value that an atomic may show them.
 
 #[cfg(not(all(test, redlease_loom)))]
-pub(crate) use parking_lot::Mutex;
+pub(crate) use parking_lot::{Mutex, MutexGuard};
 #[cfg(not(all(test, redlease_loom)))]
 pub(crate) use std::sync::atomic::AtomicU64;
 
 #[cfg(all(test, redlease_loom))]
 pub(crate) use self::modelled::Mutex;
+#[cfg(all(test, redlease_loom))]
+pub(crate) use loom::sync::MutexGuard;
 #[cfg(all(test, redlease_loom))]
 pub(crate) use loom::sync::atomic::AtomicU64;
 

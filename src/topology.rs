@@ -1,50 +1,52 @@
 //! Which servers a locker keeps its locks on, and what it is made of then.
 
+use std::io;
 use std::sync::Arc;
 
 use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
+use tokio::runtime::Runtime;
 
-use crate::acquire::queue::{Queues, reclaim};
-use crate::acquire::wakeup::Wakeups;
 use crate::backend::memory::Memory;
 use crate::backend::quorum::{Member, Quorum};
 use crate::backend::redis::{Role, Server};
 use crate::backend::{Backend, Signals};
 use crate::clock::Clock;
-use crate::engine::{Engine, Settings};
+use crate::driver::{self, Driver, Settings, Share};
 use crate::error::Error;
 use crate::events::emit;
 use crate::fault::Cause;
-use crate::handle::Handle;
-use crate::hold::Context;
+use crate::keys::Keys;
 
 const FEWEST_SERVERS: usize = 3;
 
-pub(crate) fn memory(settings: Settings) -> Result<Arc<Handle>, Error> {
+pub(crate) fn memory(settings: Settings) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
-    let wakeups = Arc::new(Wakeups::default());
-    let backend = Memory::new(clock.clone(), Arc::clone(&wakeups) as _);
-    start(Arc::new(backend), wakeups, clock, settings)
+    let runtime = driver::runtime().map_err(no_thread)?;
+    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let backend = Memory::new(clock.clone(), Arc::clone(&keys) as _);
+    start(Arc::new(backend), runtime, keys, clock, settings)
 }
 
-pub(crate) fn one_server(settings: Settings, client: &Client) -> Result<Arc<Handle>, Error> {
+pub(crate) fn one_server(settings: Settings, client: &Client) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
-    let wakeups = Arc::new(Wakeups::default());
-    let signals = Arc::clone(&wakeups) as _;
+    let runtime = driver::runtime().map_err(no_thread)?;
+    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let signals = Arc::clone(&keys) as _;
     let node = node(client, &clock, signals, Role::Alone, &settings)?;
-    start(Arc::new(node), wakeups, clock, settings)
+    start(Arc::new(node), runtime, keys, clock, settings)
 }
 
 pub(crate) fn quorum(
     settings: Settings,
     urls: impl IntoIterator<Item = impl AsRef<str>>,
-) -> Result<Arc<Handle>, Error> {
+) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
-    let wakeups = Arc::new(Wakeups::default());
+    let runtime = driver::runtime().map_err(no_thread)?;
+    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
     let mut members: Vec<Arc<dyn Member>> = Vec::new();
     for url in urls {
         let client = client(url.as_ref())?;
-        let signals = Arc::clone(&wakeups) as _;
+        let signals = Arc::clone(&keys) as _;
         let node = node(&client, &clock, signals, Role::Member, &settings)?;
         let server = node.server();
         if members.iter().any(|member| member.server() == server) {
@@ -70,7 +72,13 @@ pub(crate) fn quorum(
             );
         });
     }
-    start(Arc::new(Quorum::new(members)), wakeups, clock, settings)
+    start(
+        Arc::new(Quorum::new(members)),
+        runtime,
+        keys,
+        clock,
+        settings,
+    )
 }
 
 fn node(
@@ -127,20 +135,22 @@ fn asks_for_resp2(url: &str) -> bool {
 
 fn start(
     backend: Arc<dyn Backend>,
-    wakeups: Arc<Wakeups>,
+    runtime: Runtime,
+    keys: Arc<Keys>,
     clock: Clock,
     settings: Settings,
-) -> Result<Arc<Handle>, Error> {
-    let queues = Arc::new(Queues::default());
-    let turns = Arc::clone(&queues) as _;
-    let engine = Engine::start(backend, wakeups, clock, settings, turns);
-    let engine = engine.map_err(|error| Error::Invalid {
+) -> Result<Arc<Share>, Error> {
+    let driver = Driver::start(runtime, backend, keys, clock, settings);
+    let driver = driver.map_err(no_thread)?;
+    Ok(Arc::new(Share::new(driver)))
+}
+
+fn no_thread(error: io::Error) -> Error {
+    Error::Invalid {
         key: None,
         problem: "the system refuses a thread".to_owned(),
         source: Some(Cause::new(error)),
-    })?;
-    engine.driver.spawn(reclaim::run(Arc::clone(&queues)));
-    Ok(Arc::new(Handle::new(Context { engine, queues })))
+    }
 }
 
 fn bad_url(error: RedisError) -> Error {

@@ -1,34 +1,34 @@
 //! One acquisition, from the first try to the hold.
 //!
 //! First the process' own queue: one contender for a key talks to Redis, in the order of arrival
-//! (a second one beside it only if the first is not polled: Q6).
+//! (a second one beside it only if the first is not polled: K6).
 //! Then Redis: one attempt; where that is refused, its queue, or else attempts with back-off.
 //! Whatever cuts this short, the turn goes on to the next waiter, and a request whose outcome is
 //! unknown is followed by a clean-up (P10).
 
-pub(crate) mod outage;
-pub(crate) mod queue;
-pub(crate) mod waiting;
-pub(crate) mod wakeup;
+mod local;
+mod outage;
+mod waiting;
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::acquire::local::{LocalWaiter, Met};
 use crate::acquire::outage::Outage;
-use crate::acquire::queue::{Arrival, Called, Turn};
-use crate::acquire::wakeup::{Listener, Nudge};
-use crate::backend::{Attempt, Availability, Claim, Fences};
+use crate::backend::{Attempt, Availability, Claim, Fences, Grant};
 use crate::backoff::Backoff;
 use crate::clock::Moment;
+use crate::driver::{Driver, HeldLock};
 use crate::error::Error;
 use crate::fault::{Cause, Fault};
-use crate::hold::{Context, Hold, Won};
 use crate::key::Key;
+use crate::keys::{Call, KeyState, News, Waiter, Won};
 use crate::lost::LostReason;
 use crate::options::Terms;
 
@@ -65,245 +65,314 @@ impl Patience {
 
 /// Acquires a lock; `None` if somebody else had it for as long as the patience lasted.
 pub(crate) async fn acquire(
-    context: &Context,
+    driver: &Arc<Driver>,
     key: &Arc<Key>,
-    terms: &Terms,
+    options: &Terms,
     patience: Patience,
-) -> Result<Option<Hold>, Error> {
-    let called = loop {
-        match called(context, key, terms, patience).await? {
-            // It ended before it was taken up.
-            Some(Called::Lease(hold)) if hold.lease.is_lost() && !is_closed(&hold) => {}
-            called => break called,
-        }
-    };
-    match called {
-        None => Ok(None),
-        Some(Called::Lease(hold)) if is_closed(&hold) => Err(Error::closed(key.name())),
-        Some(Called::Lease(hold)) => Ok(Some(hold)),
-        Some(Called::Turn(turn)) => {
-            let owner = turn.owner();
-            let contender = Contender::new(context, key, terms, turn);
-            let mut contend = pin!(contender.contend(patience));
-            poll_fn(|context| {
-                if let Some(owner) = &owner {
-                    owner.note_poll(context);
+) -> Result<Option<HeldLock>, Error> {
+    let waits = !matches!(patience, Patience::None);
+    loop {
+        let (local, since) = match LocalWaiter::enter(driver, key, options, waits)? {
+            Met::Turn(local) => {
+                let arrived = local.waiter.arrived;
+                (local, arrived)
+            }
+            // Whether somebody else has the lock nobody knows while the store is silent (P13).
+            Met::Taken(Some(fault)) => return Err(fault.about(Some(key.name()))),
+            Met::Taken(None) => return Ok(None),
+            Met::Others(mut local) => match called(&mut local, driver, patience).await? {
+                None => return Ok(None),
+                Some(Call::Outage(fault)) => return Err(fault.about(Some(key.name()))),
+                Some(Call::Contend { silent_since }) => {
+                    (local, silent_since.unwrap_or_else(Instant::now))
                 }
+                Some(Call::Hold(lease, claim)) => {
+                    let lock = local.take(lease, claim);
+                    if is_closed(&lock) {
+                        return Err(Error::closed(key.name()));
+                    }
+                    if !lock.lease().is_lost() {
+                        return Ok(Some(lock));
+                    }
+                    // It ended before it was taken up.
+                    continue;
+                }
+            },
+        };
+        let (state, waiter) = (Arc::clone(&local.state), Arc::clone(&local.waiter));
+        let contender = Contender::new(driver, key, options, local, since, patience.limit());
+        let mut contend = pin!(contender.contend(patience.end()));
+        return poll_fn(|context| {
+            if waiter.note_poll(context) {
                 contend.as_mut().poll(context)
-            })
-            .await
-        }
-        Some(Called::Outage(fault)) => Err(fault.about(Some(key.name()))),
+            } else {
+                Poll::Ready(Err(Error::closed(state.key.name())))
+            }
+        })
+        .await;
     }
 }
 
-/// Waits in the process' own queue, without I/O.
+/// Waits to be called, without I/O.
 async fn called(
-    context: &Context,
-    key: &Arc<Key>,
-    terms: &Terms,
+    local: &mut LocalWaiter<'_>,
+    driver: &Driver,
     patience: Patience,
-) -> Result<Option<Called<Hold>>, Error> {
-    let name = key.name();
-    let arrival = match patience {
-        Patience::None => context.queues.try_enter(name, terms),
-        _ => Some(context.queues.enter(name, terms)),
-    };
-    // Whether somebody else has the lock nobody knows while the store is silent (P13).
-    let taken = || match context.queues.outage(name) {
-        Some(fault) => Err(fault.about(Some(name))),
-        None => Ok(None),
-    };
-    let mut place = match arrival {
-        None => return taken(),
-        Some(Arrival::First(turn)) => return Ok(Some(Called::Turn(turn))),
-        Some(Arrival::Closed) => return Err(Error::closed(name)),
-        Some(Arrival::Behind(place)) => place,
-    };
+) -> Result<Option<Call>, Error> {
+    let state = Arc::clone(&local.state);
     tokio::select! {
         biased;
-        called = place.called() => match called {
-            Some(called) => Ok(Some(called)),
-            None => Err(Error::closed(name)),
+        call = local.called() => call.map(Some),
+        () = pass(patience.end()) => match driver.keys.outage(&state) {
+            Some(fault) => Err(fault.about(Some(state.key.name()))),
+            None => Ok(None),
         },
-        () = pass(patience.end()) => taken(),
     }
 }
 
 /// The one of this process that talks to Redis about a key. There is another one beside it if this
-/// one was not polled for a while (Q6).
+/// one was not polled for a while (K6).
 struct Contender<'a> {
-    context: &'a Context,
-    terms: &'a Terms,
+    driver: &'a Arc<Driver>,
+    options: &'a Terms,
     claim: Arc<Claim>,
     /// A request was sent that may have been, or may yet be, granted. An answer does not settle
     /// that: an earlier request may be on another way. The backend knows.
     in_doubt: bool,
     /// The claim has, or may have, a place in the queue of Redis.
     is_queued: bool,
-    /// Ends with the contender, after its clean-up was begun.
-    turn: Turn<Hold>,
+    /// It hears of grants and changes.
+    is_listening: bool,
+    outage: Outage,
+    /// The others were told of the outage (K5).
+    has_complained: bool,
+    /// `None` once it holds. Leaves after the clean-up was begun.
+    local: Option<LocalWaiter<'a>>,
 }
 
 impl<'a> Contender<'a> {
-    fn new(context: &'a Context, key: &Arc<Key>, terms: &'a Terms, turn: Turn<Hold>) -> Self {
+    /// `since`: the store has not answered since then, as far as is known.
+    fn new(
+        driver: &'a Arc<Driver>,
+        key: &Arc<Key>,
+        options: &'a Terms,
+        local: LocalWaiter<'a>,
+        since: Instant,
+        limit: Option<Instant>,
+    ) -> Self {
         Self {
-            context,
-            terms,
-            claim: fresh_claim(context, key, terms),
+            driver,
+            options,
+            claim: fresh_claim(driver, key, options),
             in_doubt: false,
             is_queued: false,
-            turn,
+            is_listening: false,
+            outage: Outage::new(options.outage_limit, limit, since),
+            has_complained: false,
+            local: Some(local),
         }
     }
 
-    async fn contend(mut self, patience: Patience) -> Result<Option<Hold>, Error> {
-        let end = patience.end();
+    async fn contend(mut self, end: Option<Instant>) -> Result<Option<HeldLock>, Error> {
+        let mut first = None;
+        if !self.is_to_queue_at_once(end) {
+            match self.attempt().await {
+                Ok(Attempt::Granted { fences, deadline }) => match self.won(fences, deadline) {
+                    Ok(won) => return self.hold(won).await,
+                    Err(fault) => first = Some(Err(fault)),
+                },
+                other => first = Some(other),
+            }
+        }
+        // Not part of the future that most acquisitions are.
+        Box::pin(self.contend_on(end, first)).await
+    }
+
+    /// Whether the key was contended a moment ago: no attempt, that would be refused.
+    fn is_to_queue_at_once(&self, end: Option<Instant>) -> bool {
+        self.driver.backend.queue().is_some()
+            && self.driver.keys.was_contended(self.state())
+            && end.is_none_or(|end| end > Instant::now())
+    }
+
+    /// Goes on after what became of a first attempt, if there was one.
+    async fn contend_on(
+        mut self,
+        end: Option<Instant>,
+        first: Option<Result<Attempt, Fault>>,
+    ) -> Result<Option<HeldLock>, Error> {
         let mut poll = first_polls();
         let mut comeback = first_polls();
-        let mut listener: Option<Listener> = None;
-        let silent_since = self.turn.silent_since();
-        let mut outage = Outage::new(self.terms.outage_limit, patience.limit(), silent_since);
-        // A key that was contended a moment ago: no attempt, that would be refused.
-        if end.is_none_or(|end| end > Instant::now())
-            && self
-                .context
-                .engine
-                .wakeups
-                .was_contended(self.claim.key.name())
-        {
-            return self.wait_in_queue(end, &mut outage).await;
-        }
+        let Some(mut attempt) = first else {
+            return self.wait_in_queue(end).await;
+        };
         loop {
-            let availability = match &listener {
-                Some(listener) => self.availability(listener, &outage).await?,
-                None => Ok(Availability::Free),
-            };
-            let attempt = match availability {
-                Ok(Availability::Free) => self.attempt(&outage).await?,
+            match attempt {
+                Ok(Attempt::Granted { fences, deadline }) => match self.won(fences, deadline) {
+                    Ok(won) => return self.hold(won).await,
+                    Err(fault) => self.put_up_with(fault).await?,
+                },
+                Ok(Attempt::Held { ttl }) => {
+                    self.withdraw();
+                    self.note_answer();
+                    let now = Instant::now();
+                    if end.is_some_and(|end| end <= now) {
+                        return Ok(None);
+                    }
+                    if self.driver.backend.queue().is_some() {
+                        return self.wait_in_queue(end).await;
+                    }
+                    // The key is free a moment after its TTL, at the latest.
+                    let wait = ttl.map_or(LONGEST_POLL, |ttl| ttl + SHORTEST_POLL);
+                    let next = now + poll.next().min(wait);
+                    let next = end.map_or(next, |end| end.min(next));
+                    self.listen();
+                    let is_told = tokio::select! {
+                        biased;
+                        _ = self.news(Some(News::Changed)) => true,
+                        () = sleep_until(next) => false,
+                    };
+                    if is_told {
+                        // Others have heard it, too: come back at random, and later after each
+                        // collision.
+                        sleep(comeback.next()).await;
+                    }
+                }
+                Err(fault) => {
+                    self.withdraw();
+                    self.put_up_with(fault).await?;
+                }
+            }
+            attempt = match self.availability().await {
+                Ok(Availability::Free) => self.attempt().await,
                 Ok(Availability::Held) => {
                     comeback = first_polls();
                     Ok(Attempt::Held { ttl: None })
                 }
                 Err(fault) => Err(fault),
             };
-            match attempt {
-                Ok(Attempt::Granted { fences, deadline }) => {
-                    match self.won(fences, deadline, false) {
-                        Ok(won) => return self.hold(won).await.map(Some),
-                        Err(fault) => self.put_up_with(&mut outage, fault).await?,
-                    }
-                }
-                Ok(Attempt::Held { ttl }) => {
-                    self.withdraw();
-                    self.note_answer(&mut outage);
-                    let now = Instant::now();
-                    if end.is_some_and(|end| end <= now) {
-                        return Ok(None);
-                    }
-                    if self.context.engine.backend.queue().is_some() {
-                        return self.wait_in_queue(end, &mut outage).await;
-                    }
-                    // The key is free a moment after its TTL, at the latest.
-                    let wait = ttl.map_or(LONGEST_POLL, |ttl| ttl + SHORTEST_POLL);
-                    let next = now + poll.next().min(wait);
-                    let next = end.map_or(next, |end| end.min(next));
-                    let wakeups = &self.context.engine.wakeups;
-                    let listener = listener.get_or_insert_with(|| wakeups.listen(&self.claim));
-                    let nudged = async {
-                        tokio::select! {
-                            biased;
-                            _ = listener.news(Nudge::Changed) => true,
-                            () = sleep_until(next) => false,
-                        }
-                    };
-                    if self.unless_closed(nudged).await? {
-                        // Others have heard it, too: come back at random, and later after each
-                        // collision.
-                        self.unless_closed(sleep(comeback.next())).await?;
-                    }
-                }
-                Err(fault) => {
-                    self.withdraw();
-                    self.put_up_with(&mut outage, fault).await?;
-                }
-            }
         }
+    }
+
+    fn local(&self) -> &LocalWaiter<'a> {
+        self.local.as_ref().expect("it does not hold yet")
+    }
+
+    fn state(&self) -> &Arc<KeyState> {
+        &self.local().state
+    }
+
+    fn waiter(&self) -> &Arc<Waiter> {
+        &self.local().waiter
+    }
+
+    /// Hears of grants to its claim, and of changes to the key, from now on.
+    fn listen(&mut self) {
+        if !self.is_listening {
+            self.is_listening = true;
+            let keys = &self.driver.keys;
+            keys.queue(self.state(), self.waiter(), &self.claim);
+        }
+    }
+
+    /// Waits for a grant (`Ok`) or for news of at least this urgency.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was not returned stays for the next call.
+    async fn news(&self, least: Option<News>) -> Result<Grant, News> {
+        let waiter = self.waiter();
+        poll_fn(|_| waiter.poll_news(least)).await
     }
 
     /// The attempt was not granted: undo what it may have left, where that spends its value.
     fn withdraw(&mut self) {
-        if self.in_doubt && self.context.engine.backend.spends_values() {
+        if self.in_doubt && self.driver.backend.spends_values() {
             self.start_anew();
         }
     }
 
     /// Undoes what was done under this value, and goes on under another.
     fn start_anew(&mut self) {
-        let driver = &self.context.engine.driver;
-        driver.clean_up(&self.claim, self.is_queued);
-        self.claim = fresh_claim(self.context, &self.claim.key, self.terms);
+        self.driver.clean_up(&self.claim, self.is_queued);
+        self.claim = fresh_claim(self.driver, &self.claim.key, self.options);
         self.in_doubt = false;
+        if std::mem::take(&mut self.is_listening) {
+            self.listen();
+        }
     }
 
-    /// Asks once. The outer error ends the acquisition; the inner one leaves the outcome open.
-    async fn attempt(&mut self, outage: &Outage) -> Result<Result<Attempt, Fault>, Error> {
-        let engine = &self.context.engine;
-        let within = outage.bound(engine.settings.command_timeout);
-        let fences = self.context.fences_wanted(&self.claim.key, self.terms);
+    /// Asks once. A fault leaves the outcome open.
+    async fn attempt(&mut self) -> Result<Attempt, Fault> {
+        let within = self.within();
+        let fences = Fences::floor(self.fences_wanted());
         self.in_doubt = true;
-        let attempt = engine
-            .backend
-            .acquire(&self.claim, Fences::floor(fences), within);
-        self.unless_closed(attempt).await
+        let backend = &self.driver.backend;
+        backend.acquire(&self.claim, fences, within).await
     }
 
     /// Asks whether another attempt is worth making, with all changes so far in view.
-    async fn availability(
-        &self,
-        listener: &Listener,
-        outage: &Outage,
-    ) -> Result<Result<Availability, Fault>, Error> {
-        let engine = &self.context.engine;
-        let within = outage.bound(engine.settings.command_timeout);
-        listener.heed();
-        let asked = engine.backend.availability(&self.claim, within);
-        self.unless_closed(asked).await
+    async fn availability(&self) -> Result<Availability, Fault> {
+        if !self.is_listening {
+            return Ok(Availability::Free);
+        }
+        self.waiter().forget_news();
+        let backend = &self.driver.backend;
+        backend.availability(&self.claim, self.within()).await
+    }
+
+    fn within(&self) -> Duration {
+        self.outage.bound(self.driver.settings.command_timeout)
+    }
+
+    /// How many fencing numbers to reserve: a stretch's, if somebody waits for the lease.
+    fn fences_wanted(&self) -> u64 {
+        if self.options.hands_over() && self.driver.keys.has_waiters(self.state()) {
+            let most = self.driver.backend.largest_block();
+            self.options.fences_of_a_stretch().min(most)
+        } else {
+            1
+        }
     }
 
     /// Waits before the next try at a server that did not answer, or gives up.
-    async fn put_up_with(&mut self, outage: &mut Outage, fault: Fault) -> Result<(), Error> {
-        let next = self.next_try(outage, fault)?;
-        self.unless_closed(sleep_until(next)).await
+    async fn put_up_with(&mut self, fault: Fault) -> Result<(), Error> {
+        let next = self.next_try(fault)?;
+        sleep_until(next).await;
+        Ok(())
     }
 
     /// When to try a server again that did not answer, if it is not time to give up.
-    fn next_try(&mut self, outage: &mut Outage, fault: Fault) -> Result<Instant, Error> {
+    fn next_try(&mut self, fault: Fault) -> Result<Instant, Error> {
         if !fault.permanent {
-            self.turn.note_outage(outage.since(), &fault);
+            self.has_complained = true;
+            let (keys, since) = (&self.driver.keys, self.outage.since());
+            keys.note_outage(self.state(), self.waiter(), since, &fault)
+                .wake();
         }
-        let next = outage.next_try(fault);
+        let next = self.outage.next_try(fault);
         next.map_err(|fault| fault.about(Some(self.claim.key.name())))
     }
 
-    fn note_answer(&mut self, outage: &mut Outage) {
-        outage.is_over();
-        self.turn.note_answer();
+    fn note_answer(&mut self) {
+        self.outage.is_over();
+        if std::mem::take(&mut self.has_complained) {
+            self.driver.keys.note_answer(self.state(), self.waiter());
+        }
     }
 
     /// Takes a grant, unless its lease is over already: then it is undone, and the next try goes
     /// under a new value.
-    fn won(&mut self, fences: Fences, deadline: Moment, by_push: bool) -> Result<Won, Fault> {
-        let engine = &self.context.engine;
-        if engine.clock.now() < deadline {
+    fn won(&mut self, fences: Fences, deadline: Moment) -> Result<Won, Fault> {
+        if self.driver.clock.now() < deadline {
             return Ok(Won {
+                claim: Arc::clone(&self.claim),
                 fences,
                 deadline,
-                by_push,
             });
         }
-        let server = engine.backend.server();
-        engine.driver.leave(Arc::clone(&self.claim));
+        let server = self.driver.backend.server();
+        self.driver.leave(Arc::clone(&self.claim));
         self.start_anew();
         Err(Fault {
             permanent: false,
@@ -315,52 +384,40 @@ impl<'a> Contender<'a> {
         })
     }
 
-    /// Holds what was won, unless the locker has ended meanwhile: then it is given back.
-    async fn hold(mut self, won: Won) -> Result<Hold, Error> {
+    /// Holds what was won, unless the locker was closed meanwhile: then it is given back.
+    async fn hold(mut self, won: Won) -> Result<Option<HeldLock>, Error> {
         self.in_doubt = false;
         self.is_queued = false;
-        self.turn.note_answer();
-        let claim = Arc::clone(&self.claim);
-        let hold = Hold::new(self.context, claim, self.terms, self.turn.keep(), won);
-        if !is_closed(&hold) {
-            return Ok(hold);
+        let local = self.local.take().expect("it does not hold yet");
+        let lock = local.hold(won);
+        if !is_closed(&lock) {
+            return Ok(Some(lock));
         }
-        drop(hold);
-        let engine = &self.context.engine;
+        drop(lock);
         // P10: the thread that releases in the background may be gone.
-        let within = engine.settings.command_timeout;
-        let _ = engine.backend.release(&self.claim, within).await;
-        Err(Error::closed(self.claim.key.name()))
-    }
-
-    async fn unless_closed<T>(&self, future: impl Future<Output = T>) -> Result<T, Error> {
-        tokio::select! {
-            biased;
-            output = future => Ok(output),
-            () = self.context.engine.driver.closing.cancelled() => {
-                Err(Error::closed(self.claim.key.name()))
-            }
-        }
+        let (backend, claim) = (&self.driver.backend, &self.claim);
+        let within = self.driver.settings.command_timeout;
+        let _ = Box::pin(backend.release(claim, within)).await;
+        Err(Error::closed(claim.key.name()))
     }
 }
 
 impl Drop for Contender<'_> {
     fn drop(&mut self) {
         if self.in_doubt || self.is_queued {
-            let driver = &self.context.engine.driver;
-            driver.clean_up(&self.claim, self.is_queued);
+            self.driver.clean_up(&self.claim, self.is_queued);
         }
     }
 }
 
-fn fresh_claim(context: &Context, key: &Arc<Key>, terms: &Terms) -> Arc<Claim> {
-    let value = context.engine.settings.owner.fresh_value();
-    Arc::new(Claim::new(Arc::clone(key), value, terms.ttl))
+fn fresh_claim(driver: &Driver, key: &Arc<Key>, options: &Terms) -> Arc<Claim> {
+    let value = driver.settings.owner.fresh_value();
+    Arc::new(Claim::new(Arc::clone(key), value, options.ttl))
 }
 
 /// Whether the locker has ended, and the lease with it.
-fn is_closed(hold: &Hold) -> bool {
-    matches!(hold.lease.lost_reason(), Some(LostReason::Closed))
+fn is_closed(lock: &HeldLock) -> bool {
+    matches!(lock.lease().lost_reason(), Some(LostReason::Closed))
 }
 
 fn first_polls() -> Backoff {

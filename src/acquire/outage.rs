@@ -24,15 +24,11 @@ pub(crate) struct Outage {
 
 impl Outage {
     /// One that may have begun before, when somebody else asked.
-    pub(crate) fn new(
-        outage_limit: Duration,
-        limit: Option<Instant>,
-        since: Option<Instant>,
-    ) -> Self {
+    pub(crate) fn new(outage_limit: Duration, limit: Option<Instant>, since: Instant) -> Self {
         Self {
             outage_limit,
             limit,
-            since: since.unwrap_or_else(Instant::now),
+            since,
             retry: retry(),
         }
     }
@@ -85,7 +81,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_when_the_time_without_an_answer_is_over() {
         let second = Duration::from_secs(1);
-        let mut outage = Outage::new(second, None, None);
+        let mut outage = Outage::new(second, None, Instant::now());
         assert!(outage.next_try(fault()).is_ok());
         tokio::time::advance(second / 2).await;
         outage.is_over();
@@ -98,7 +94,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_with_the_callers_patience() {
         let second = Duration::from_secs(1);
-        let mut outage = Outage::new(10 * second, Some(Instant::now() + second), None);
+        let mut outage = Outage::new(10 * second, Some(Instant::now() + second), Instant::now());
         assert_eq!(outage.bound(10 * second), second);
         tokio::time::advance(second).await;
         assert_eq!(outage.bound(10 * second), LAST_REQUEST);
@@ -107,7 +103,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_refusal_for_good_ends_it_at_once() {
-        let mut outage = Outage::new(Duration::from_secs(1), None, None);
+        let mut outage = Outage::new(Duration::from_secs(1), None, Instant::now());
         let refusal = Fault {
             permanent: true,
             ..fault()

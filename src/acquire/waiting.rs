@@ -64,14 +64,13 @@
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::acquire::outage::Outage;
-use crate::acquire::wakeup::{Listener, Nudge};
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
 use crate::backend::{Beat, Fences, Grant, Queue, Renewal, Standing};
 use crate::backoff::{Backoff, jittered};
+use crate::driver::HeldLock;
 use crate::error::Error;
 use crate::fault::Fault;
-use crate::hold::{Hold, Won};
+use crate::keys::{News, Won};
 
 /// A waiter may miss two heartbeats and live.
 const BEATS_PER_LIFE: u32 = 3;
@@ -82,109 +81,93 @@ impl Contender<'_> {
     pub(super) async fn wait_in_queue(
         mut self,
         end: Option<Instant>,
-        outage: &mut Outage,
-    ) -> Result<Option<Hold>, Error> {
-        let context = self.context;
-        let Some(queue) = context.engine.backend.queue() else {
+    ) -> Result<Option<HeldLock>, Error> {
+        let driver = self.driver;
+        let Some(queue) = driver.backend.queue() else {
             return Ok(None);
         };
         let mut poll = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
-        // Leaves the register after the hold is on the roster: see `Wakeups::granted`.
-        let mut listener = context.engine.wakeups.listen(&self.claim);
+        // Until it holds: see `Keys::granted`.
+        self.listen();
         self.is_queued = true;
         loop {
             // The last heartbeat is at the end: it finds a lock that nobody told us is free.
             let is_last = end.is_some_and(|end| end <= Instant::now());
-            let news = match self.beat(queue, &listener, outage).await? {
+            let grant = match self.beat(queue).await {
                 Ok(Heard::Beat(Beat::Granted {
                     fences,
                     deadline,
                     told,
                 })) => {
-                    if told && !listener.has_grant() {
+                    if told && !self.waiter().has_grant() {
                         queue.note_untold();
                     }
-                    context.engine.wakeups.note_calm(self.claim.key.name());
-                    match self.won(fences, deadline, false) {
-                        Ok(won) => return self.hold(won).await.map(Some),
+                    driver.keys.note_contention(self.state(), false);
+                    match self.won(fences, deadline) {
+                        Ok(won) => return self.hold(won).await,
                         Err(fault) => {
-                            listener = context.engine.wakeups.listen(&self.claim);
-                            self.put_up_with(outage, fault).await?;
+                            self.put_up_with(fault).await?;
                             continue;
                         }
                     }
                 }
                 Ok(Heard::Beat(Beat::Waiting(standing))) => {
-                    context
-                        .engine
-                        .wakeups
-                        .note_contention(self.claim.key.name());
-                    self.note_answer(outage);
+                    driver.keys.note_contention(self.state(), true);
+                    self.note_answer();
                     if is_last {
                         return Ok(None);
                     }
                     let next = self.next_beat(&standing, &mut poll);
                     let next = end.map_or(next, |end| end.min(next));
                     let least = if standing.first {
-                        Nudge::Changed
+                        News::Changed
                     } else {
-                        Nudge::Deaf
+                        News::Missed
                     };
-                    let news = async {
-                        tokio::select! {
-                            biased;
-                            news = listener.news(least) => match news {
-                                Ok(grant) => Some(grant),
-                                Err(_) => settle(&listener).await,
-                            },
-                            () = sleep_until(next) => None,
-                        }
-                    };
-                    self.unless_closed(news).await?
+                    tokio::select! {
+                        biased;
+                        news = self.news(Some(least)) => match news {
+                            Ok(grant) => Some(grant),
+                            Err(_) => self.late_grant().await,
+                        },
+                        () = sleep_until(next) => None,
+                    }
                 }
                 Ok(Heard::Grant(grant)) => Some(grant),
                 Err(fault) => {
-                    let next = self.next_try(outage, fault)?;
-                    let news = async {
-                        tokio::select! {
-                            biased;
-                            grant = listener.grant() => Some(grant),
-                            () = sleep_until(next) => None,
-                        }
-                    };
-                    self.unless_closed(news).await?
+                    let next = self.next_try(fault)?;
+                    tokio::select! {
+                        biased;
+                        grant = self.news(None) => grant.ok(),
+                        () = sleep_until(next) => None,
+                    }
                 }
             };
-            if let Some(grant) = news
+            if let Some(grant) = grant
                 && let Some(won) = self.accept(&grant).await
             {
-                return self.hold(won).await.map(Some);
+                return self.hold(won).await;
             }
         }
     }
 
     /// Sends a heartbeat, unless a grant comes first.
-    async fn beat(
-        &mut self,
-        queue: &dyn Queue,
-        listener: &Listener,
-        outage: &Outage,
-    ) -> Result<Result<Heard, Fault>, Error> {
-        let engine = &self.context.engine;
-        let within = outage.bound(engine.settings.command_timeout);
-        let fences = self.context.fences_wanted(&self.claim.key, self.terms);
+    async fn beat(&mut self, queue: &dyn Queue) -> Result<Heard, Fault> {
+        let within = self.within();
+        let fences = Fences::floor(self.fences_wanted());
         self.in_doubt = true;
-        listener.heed();
-        let heard = async {
-            tokio::select! {
-                biased;
-                grant = listener.grant() => Ok(Heard::Grant(grant)),
-                beat = queue.enqueue(&self.claim, Fences::floor(fences), within) => {
-                    beat.map(Heard::Beat)
-                }
-            }
-        };
-        self.unless_closed(heard).await
+        self.waiter().forget_news();
+        tokio::select! {
+            biased;
+            Ok(grant) = self.news(None) => Ok(Heard::Grant(grant)),
+            beat = queue.enqueue(&self.claim, fences, within) => beat.map(Heard::Beat),
+        }
+    }
+
+    /// Gives a grant that comes with a change the time to arrive, before the server is asked.
+    async fn late_grant(&self) -> Option<Grant> {
+        let grant = timeout(SHORTEST_POLL, self.news(None)).await;
+        grant.ok()?.ok()
     }
 
     fn next_beat(&self, standing: &Standing, poll: &mut Backoff) -> Instant {
@@ -210,35 +193,30 @@ impl Contender<'_> {
     /// Takes a lock that a releaser granted, unless the lease is over already, or was never given
     /// by our scripts (then a heartbeat tells how things stand).
     async fn accept(&mut self, grant: &Grant) -> Option<Won> {
-        let engine = &self.context.engine;
-        let now = engine.clock.now();
+        let driver = self.driver;
+        let now = driver.clock.now();
         let mut deadline = self.claim.lease_of(grant, now)?;
         if now >= deadline {
             return None;
         }
-        if self.terms.renew_every.is_none() {
+        if self.options.renew_every.is_none() {
             // Nobody would make the lease as long as it was asked for.
-            let within = engine.settings.command_timeout;
-            match engine.backend.renew(&self.claim, within).await {
+            let within = driver.settings.command_timeout;
+            match driver.backend.renew(&self.claim, within).await {
                 Ok(Renewal::Renewed { deadline: full }) => deadline = full,
                 Ok(Renewal::Removed | Renewal::Stolen) => return None,
                 Err(_) => {}
             }
-            if engine.clock.now() >= deadline {
+            if driver.clock.now() >= deadline {
                 return None;
             }
         }
         Some(Won {
+            claim: std::sync::Arc::clone(&self.claim),
             fences: grant.fences,
             deadline,
-            by_push: true,
         })
     }
-}
-
-/// Gives a grant that comes with a change the time to arrive, before the server is asked.
-async fn settle(listener: &Listener) -> Option<Grant> {
-    timeout(SHORTEST_POLL, listener.grant()).await.ok()
 }
 
 /// What came first.

@@ -10,6 +10,7 @@ use crate::backoff::Backoff;
 use crate::driver::Driver;
 use crate::events::emit;
 use crate::fault::Fault;
+use crate::keys::{KeyState, Waiter};
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
@@ -35,31 +36,34 @@ impl Drop for Token {
 
 /// How a claim is given up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
-    /// By one who may yet be granted it, or waits for it.
+enum Way {
+    /// By one that may yet be granted it, or waits for it.
     Leave,
     /// By its holder.
     Release,
 }
 
+/// The turn that ends with a release.
+pub(super) type Turn = (Arc<KeyState>, Arc<Waiter>);
+
 /// One release, from the moment it is handed over until it is confirmed or given up.
 ///
 /// Dropped unfinished only when the thread is gone.
-struct Errand {
+struct Release {
     driver: Arc<Driver>,
     claim: Arc<Claim>,
-    manner: Manner,
-    /// The holder's turn in the process' queue, if this release ends one.
-    turn: Option<u64>,
+    way: Way,
+    /// The turn that ends with it, if one does.
+    turn: Option<Turn>,
     _pending: Token,
 }
 
-impl Errand {
-    fn new(driver: &Arc<Driver>, claim: Arc<Claim>, manner: Manner, turn: Option<u64>) -> Self {
+impl Release {
+    fn new(driver: &Arc<Driver>, claim: Arc<Claim>, way: Way, turn: Option<Turn>) -> Self {
         Self {
             driver: Arc::clone(driver),
             claim,
-            manner,
+            way,
             turn,
             _pending: Token::new(driver),
         }
@@ -73,7 +77,7 @@ impl Errand {
         loop {
             let fault = match self.request().await {
                 Ok(_) => {
-                    self.vacate();
+                    self.end_turn();
                     // A request that was retried was granted, and an earlier try of it may run yet.
                     self.driver.send_behind(&self.claim);
                     return self.driver.backend.settle(&self.claim, LINGER).await;
@@ -81,7 +85,7 @@ impl Errand {
                 Err(fault) => fault,
             };
             // A waiter of this process that tries now hears for itself how Redis is.
-            self.vacate();
+            self.end_turn();
             if fault.permanent || clock.now() >= until {
                 self.driver.send_behind(&self.claim);
                 return self.give_up(&fault);
@@ -91,16 +95,16 @@ impl Errand {
     }
 
     fn request(&self) -> Answer<'_, Freed> {
-        let within = self.driver.command_timeout;
-        match (self.manner, self.driver.backend.queue()) {
-            (Manner::Leave, Some(queue)) => queue.leave(&self.claim, within),
+        let within = self.driver.settings.command_timeout;
+        match (self.way, self.driver.backend.queue()) {
+            (Way::Leave, Some(queue)) => queue.leave(&self.claim, within),
             _ => self.driver.backend.release(&self.claim, within),
         }
     }
 
-    fn vacate(&mut self) {
-        if let Some(turn) = self.turn.take() {
-            self.driver.vacate(self.claim.key.name(), turn);
+    fn end_turn(&mut self) {
+        if let Some((state, holder)) = self.turn.take() {
+            self.driver.keys.end_turn(&state, &holder).wake();
         }
     }
 
@@ -118,21 +122,21 @@ impl Errand {
     }
 }
 
-impl Drop for Errand {
+impl Drop for Release {
     fn drop(&mut self) {
-        self.vacate();
+        self.end_turn();
     }
 }
 
 impl Driver {
     /// Releases a claim in the background, and then ends the turn.
-    pub(crate) fn release(self: &Arc<Self>, claim: Arc<Claim>, turn: Option<u64>) {
-        self.spawn(Errand::new(self, claim, Manner::Release, turn).run());
+    pub(super) fn release(self: &Arc<Self>, claim: Arc<Claim>, turn: Option<Turn>) {
+        self.spawn(Release::new(self, claim, Way::Release, turn).run());
     }
 
     /// Gives up a claim in the background that somebody else may yet grant.
     pub(crate) fn leave(self: &Arc<Self>, claim: Arc<Claim>) {
-        self.spawn(Errand::new(self, claim, Manner::Leave, None).run());
+        self.spawn(Release::new(self, claim, Way::Leave, None).run());
     }
 
     /// Undoes an acquire that was cut short, whether or not it was carried out (P10): at once, in

@@ -2,38 +2,22 @@
 
 use std::sync::Arc;
 
-use crate::driver::watch::Watch;
+use crate::backend::Claim;
 use crate::events::emit;
 use crate::fault::Fault;
+use crate::keys::HeldClaim;
 use crate::lease::Lease;
 
-/// A lease that was taken off the roster.
-#[derive(Debug)]
-pub(crate) struct Unwatched {
-    pub(super) watch: Watch,
-    is_lost: bool,
-}
-
-impl Unwatched {
-    pub(super) fn new(watch: Watch, is_lost: bool) -> Self {
-        Self { watch, is_lost }
-    }
-}
-
-impl Drop for Unwatched {
-    fn drop(&mut self) {
-        if self.is_lost {
-            say_lost(&self.watch);
-        }
-    }
-}
-
 /// Tells of a loss that is settled (D3).
-pub(super) fn say_lost(watch: &Watch) {
-    let (lease, claim) = (Arc::clone(&watch.lease), Arc::clone(&watch.claim));
+pub(super) fn say_lost(held: &HeldClaim) {
+    say_lease_lost(&held.lease, &held.claim);
+}
+
+pub(super) fn say_lease_lost(lease: &Arc<Lease>, claim: &Arc<Claim>) {
     let Some(reason) = lease.lost_reason() else {
         return;
     };
+    let (lease, claim) = (Arc::clone(lease), Arc::clone(claim));
     emit(move || {
         tracing::warn!(
             lock = %lease.key().name(),
@@ -46,7 +30,6 @@ pub(super) fn say_lost(watch: &Watch) {
 }
 
 pub(super) fn note_failure(lease: &Arc<Lease>, fault: Fault) {
-    lease.note_failure(fault.cause.clone());
     let lease = Arc::clone(lease);
     emit(move || {
         tracing::debug!(

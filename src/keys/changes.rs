@@ -1,0 +1,195 @@
+//! What comes from outside: what Redis tells without being asked, and what it answers the driver.
+//!
+//! What it tells is hints: a waiter's heartbeat and a holder's renewal bound how long a missing one
+//! can matter (P11).
+
+use std::mem;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime;
+
+use crate::backend::{Claim, Grant, Look, Renewal, Signals};
+use crate::clock::Moment;
+use crate::fault::Cause;
+use crate::keys::held::GATHER;
+use crate::keys::{HeldClaim, KeyState, Keys, News, Question, Wakes};
+use crate::lease::Lease;
+use crate::lost::LostReason;
+
+/// What the driver has to do about a key.
+#[derive(Debug)]
+pub(crate) enum Due {
+    Ask(Question),
+    /// The lease is over: it is to be expired, and the turn ended.
+    Expire(HeldClaim),
+}
+
+impl Keys {
+    /// What is due at `now`.
+    pub(crate) fn due(&self, now: Moment, command_timeout: Duration) -> Vec<(Arc<KeyState>, Due)> {
+        let mut due = Vec::new();
+        for state in self.schedule.due(now + GATHER) {
+            let mut known = state.lock();
+            for held in known.held.extract_if(.., |held| held.is_over()) {
+                due.push((Arc::clone(&state), Due::Expire(held)));
+            }
+            for held in &mut known.held {
+                let question = held.ask(now, command_timeout);
+                due.extend(question.map(|question| (Arc::clone(&state), Due::Ask(question))));
+            }
+            self.settle(&state, known);
+        }
+        due
+    }
+
+    /// Notes until when the driver sleeps now.
+    pub(crate) fn fall_asleep(&self) -> Option<Moment> {
+        self.schedule.fall_asleep()
+    }
+
+    /// Waits for what is to be done before the moment until which the driver sleeps.
+    pub(crate) async fn early(&self) {
+        self.schedule.early().await;
+    }
+
+    /// Enters what became of a renewal; gives back a lease that is lost by it, for which the turn is
+    /// to be ended.
+    pub(crate) fn renewed(
+        &self,
+        state: &Arc<KeyState>,
+        lease: &Arc<Lease>,
+        renewal: Renewal,
+        asked_by_driver: bool,
+    ) -> Option<(HeldClaim, LostReason)> {
+        let reason = match renewal {
+            Renewal::Renewed { deadline } => {
+                let mut known = state.lock();
+                if let Some(held) = known.held(lease) {
+                    held.renewed(deadline, asked_by_driver, self.clock.now());
+                    self.refile(state, &mut known);
+                }
+                return None;
+            }
+            Renewal::Removed => LostReason::Removed,
+            Renewal::Stolen => LostReason::Stolen,
+        };
+        let mut known = state.lock();
+        // Whoever cedes a claim ends its turn, too.
+        let held = known.take_held(lease).filter(|held| !held.is_ceded);
+        self.settle(state, known);
+        held.map(|held| (held, reason))
+    }
+
+    /// Enters what a look found, as [`renewed`](Self::renewed) does.
+    pub(crate) fn looked(
+        &self,
+        state: &Arc<KeyState>,
+        lease: &Arc<Lease>,
+        look: Look,
+    ) -> Option<(HeldClaim, LostReason)> {
+        match look {
+            Look::Ours { until } => {
+                let mut known = state.lock();
+                if let Some(held) = known.held(lease) {
+                    held.looked(until, self.clock.now());
+                    self.refile(state, &mut known);
+                }
+                None
+            }
+            Look::Removed => self.renewed(state, lease, Renewal::Removed, true),
+            Look::Stolen => self.renewed(state, lease, Renewal::Stolen, true),
+        }
+    }
+
+    /// A question of the driver's came to no answer. Says whether the lease is still held.
+    pub(crate) fn unanswered(
+        &self,
+        state: &Arc<KeyState>,
+        lease: &Arc<Lease>,
+        cause: Cause,
+    ) -> bool {
+        let mut known = state.lock();
+        let Some(held) = known.held(lease) else {
+            return false;
+        };
+        held.unanswered(self.clock.now());
+        lease.note_failure(cause);
+        self.refile(state, &mut known);
+        true
+    }
+
+    /// Takes the claims that were granted although nobody waits with them any more.
+    pub(crate) fn take_unwanted(&self) -> Vec<Arc<Claim>> {
+        mem::take(&mut self.unwanted.lock())
+    }
+
+    /// Passes news on to those who wait in Redis for a key, and has the driver look at leases on it.
+    fn tell(&self, state: &Arc<KeyState>, news: News, concerns_held: bool) -> Wakes {
+        let mut wakes = Wakes::default();
+        let mut known = state.lock();
+        for waiter in known.contenders() {
+            wakes.add(waiter.tell(news));
+        }
+        if concerns_held && !known.held.is_empty() {
+            let now = self.clock.now();
+            for held in &mut known.held {
+                held.doubt(now);
+            }
+            self.refile(state, &mut known);
+        }
+        wakes
+    }
+
+    fn tell_all(&self, concerns_held: bool) {
+        for state in self.all() {
+            self.tell(&state, News::Missed, concerns_held).wake();
+        }
+    }
+
+    /// Whether what a connection hears is about leases that are held: only the driver's is asked to
+    /// track them.
+    fn is_drivers(&self, runtime: runtime::Id) -> bool {
+        self.driver.is_none_or(|driver| driver == runtime)
+    }
+}
+
+impl Signals for Keys {
+    fn changed(&self, key: Option<&str>, runtime: Option<runtime::Id>) {
+        let concerns_held = runtime.is_none_or(|runtime| self.is_drivers(runtime));
+        match key {
+            // The queue may be gone, too.
+            None => self.tell_all(concerns_held),
+            Some(key) => {
+                if let Some(state) = self.known(key) {
+                    self.tell(&state, News::Changed, concerns_held).wake();
+                }
+            }
+        }
+    }
+
+    fn deaf(&self, runtime: runtime::Id) {
+        self.tell_all(self.is_drivers(runtime));
+    }
+
+    fn granted(&self, grant: Grant) {
+        let Some(state) = self.known(&grant.key) else {
+            return;
+        };
+        let known = state.lock();
+        if let Some(waiter) = known.queued(&grant.value) {
+            let wakes = Wakes::from(waiter.grant(grant));
+            drop(known);
+            return wakes.wake();
+        }
+        // A contender is known before it asks, and until it holds. So a value that neither waits nor
+        // holds belongs to nobody any more: pass the lock on, at once. But only one of ours: anybody
+        // may write to the channel, and name a value of somebody else's (P6).
+        let is_held = known.held.iter().any(|h| *h.claim.value == *grant.value);
+        if !is_held && let Some(claim) = known.departed(&grant.value) {
+            drop(known);
+            self.unwanted.lock().push(claim);
+            self.schedule.wake();
+        }
+    }
+}
