@@ -1,78 +1,39 @@
-//! The files stand in layers: each imports only from files below it.
+//! Folders are layers: what stands in a folder imports only from itself and from below.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Every file of the crate, the highest first.
-const LAYERS: [&str; 67] = [
+/// The layers, the highest first: folders, and files beside them that are a layer of their own. A
+/// file belongs to the first that its name begins with.
+const LAYERS: [&str; 27] = [
     "lib.rs",
     "blocking.rs",
     "locker.rs",
     "topology.rs",
     "lock.rs",
     "guard.rs",
-    "handle.rs",
-    "acquire/waiting.rs",
-    "acquire/mod.rs",
-    "acquire/outage.rs",
-    "hold.rs",
-    "engine.rs",
-    "acquire/wakeup.rs",
-    "acquire/queue/reclaim.rs",
-    "acquire/queue.rs",
-    "acquire/queue/occupied.rs",
-    "acquire/queue/waiter.rs",
-    "released.rs",
-    "driver/release.rs",
-    "driver/mod.rs",
-    "driver/loss.rs",
-    "driver/watchdog.rs",
-    "driver/watch.rs",
-    "lease.rs",
-    "driver/pending.rs",
-    "backend/quorum/renew.rs",
-    "backend/quorum/repair.rs",
-    "backend/quorum/release.rs",
-    "backend/quorum/fence.rs",
-    "backend/quorum/holder.rs",
-    "backend/quorum/mod.rs",
-    "backend/quorum/fake.rs",
-    "backend/quorum/seat.rs",
-    "backend/quorum/member.rs",
-    "backend/quorum/round.rs",
-    "backend/redis/queue.rs",
-    "backend/redis/call.rs",
-    "backend/redis/held.rs",
-    "backend/redis/mod.rs",
-    "backend/redis/rights.rs",
-    "backend/redis/unsettled.rs",
-    "backend/redis/reply.rs",
-    "backend/redis/connections.rs",
-    "backend/redis/opening.rs",
-    "backend/redis/connection.rs",
-    "backend/redis/push.rs",
-    "backend/redis/error_class.rs",
-    "backend/redis/health.rs",
-    "backend/redis/echo.rs",
-    "backend/redis/script.rs",
-    "backend/faulty.rs",
+    "acquire/",
+    "driver/",
+    "keys/",
+    "backend/quorum/",
+    "backend/redis/",
     "backend/memory.rs",
-    "backend/mod.rs",
-    "backend/claim.rs",
-    "backend/quorum/stake.rs",
-    "backend/answer.rs",
-    "clock.rs",
-    "holder.rs",
+    "backend/faulty.rs",
+    "backend/",
+    "lease",
+    "released.rs",
     "options.rs",
+    "holder.rs",
     "key.rs",
+    "clock.rs",
     "backoff.rs",
     "error.rs",
     "lost.rs",
     "fault.rs",
+    "events.rs",
     "contain.rs",
     "sync.rs",
-    "events.rs",
 ];
 const LONGEST_FILE: usize = 450;
 
@@ -104,20 +65,9 @@ fn read(file: &str) -> String {
     fs::read_to_string(source().join(file)).expect("a file of src")
 }
 
-/// The file whose private part a file of tests is.
-fn subject(file: &str) -> String {
-    let tests = ["/tests.rs", "/models.rs"];
-    match tests.iter().find_map(|name| file.strip_suffix(name)) {
-        None => file.to_owned(),
-        Some(module) => match source().join(format!("{module}.rs")).exists() {
-            true => format!("{module}.rs"),
-            false => format!("{module}/mod.rs"),
-        },
-    }
-}
-
+/// The number of a file's layer.
 fn layer(file: &str) -> Option<usize> {
-    LAYERS.iter().position(|&known| known == file)
+    LAYERS.iter().position(|layer| file.starts_with(layer))
 }
 
 /// The paths of a `use` tree, `a::{b, c::d}` written out.
@@ -176,22 +126,43 @@ fn file_of(path: &str) -> Option<String> {
     None
 }
 
+/// Every path into the crate that a file names, in an import or inline, comments left out.
+fn paths(file: &str) -> Vec<String> {
+    let text: String = read(file)
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut paths = Vec::new();
+    for keyword in ["use crate::", "pub use crate::", "pub(crate) use crate::"] {
+        paths.extend(statements(&text, keyword));
+    }
+    for (at, keyword) in text.match_indices("crate::") {
+        let rest = &text[at + keyword.len()..];
+        let is_part = |letter: char| letter.is_alphanumeric() || "_:".contains(letter);
+        let end = rest.find(|letter| !is_part(letter)).unwrap_or(rest.len());
+        let path = rest[..end].trim_end_matches(':');
+        if !path.is_empty() {
+            paths.push(path.to_owned());
+        }
+    }
+    paths
+}
+
 #[test]
 fn every_file_has_its_layer() {
     let found = all_files();
     for file in &found {
-        assert!(
-            layer(&subject(file)).is_some(),
-            "{file} is in no layer: put it into LAYERS"
-        );
+        assert!(layer(file).is_some(), "{file} is in no layer");
     }
-    for file in LAYERS {
-        assert!(found.iter().any(|known| known == file), "{file} is gone");
+    for layer in LAYERS {
+        let is_there = found.iter().any(|file| file.starts_with(layer));
+        assert!(is_there, "{layer} is gone");
     }
 }
 
 #[test]
-fn a_file_imports_only_from_below() {
+fn a_folder_imports_only_from_itself_and_from_below() {
     let top: HashMap<String, String> = statements(&read("lib.rs"), "pub use ")
         .into_iter()
         .filter_map(|path| {
@@ -201,33 +172,36 @@ fn a_file_imports_only_from_below() {
         .collect();
     let mut imports = 0;
     for file in all_files() {
-        let importer = subject(&file);
-        for path in statements(&read(&file), "use crate::") {
+        for path in paths(&file) {
             let first = path.split("::").next().unwrap_or_default();
             let imported = file_of(&path)
                 .or_else(|| top.get(first).cloned())
                 .unwrap_or_else(|| panic!("{file}: where is crate::{path}?"));
             imports += 1;
             assert!(
-                imported == importer || layer(&imported) > layer(&importer),
-                "{file} imports crate::{path}, which stands above it"
+                layer(&imported) >= layer(&file),
+                "{file} names crate::{path}, which stands above it"
             );
         }
     }
     assert!(imports > 50, "the imports were not found");
 }
 
+/// So that the test above sees them all.
 #[test]
 fn imports_name_the_whole_way() {
     for file in all_files() {
-        for path in statements(&read(&file), "use super::") {
-            let for_tests = read(&file)
-                .find("#[cfg(test)]\nmod tests {")
-                .is_some_and(|tests| read(&file).find("use super::").unwrap_or(0) > tests);
-            assert!(
-                for_tests || subject(&file) != file,
-                "{file} imports super::{path}"
-            );
+        let is_of_tests = |name| file.ends_with(name) || file.contains("/tests/");
+        let text = read(&file);
+        let code = match is_of_tests("tests.rs") || is_of_tests("models.rs") {
+            true => "",
+            false => text
+                .split("#[cfg(test)]\nmod tests {")
+                .next()
+                .unwrap_or_default(),
+        };
+        for path in statements(code, "use super::") {
+            panic!("{file} imports super::{path}");
         }
     }
 }

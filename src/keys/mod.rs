@@ -231,6 +231,8 @@ impl Keys {
             drop(known);
             lease.lose(LostReason::Closed);
         } else {
+            // One is the rule, and a vector makes room for four.
+            known.held.reserve_exact(1);
             known.held.push(held);
             self.refile(state, &mut known);
             drop(known);
@@ -284,10 +286,10 @@ impl Keys {
             return wakes;
         }
         let fault = fault.clone();
-        known.outage = Some(Outage {
+        known.outage = Some(Box::new(Outage {
             since,
             fault: fault.clone(),
-        });
+        }));
         let is_out_of_time = |waiter: &Waiter| {
             let limit = waiter.options.outage_limit;
             now >= waiter.arrived.max(since) + limit

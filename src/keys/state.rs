@@ -41,7 +41,7 @@ pub(super) struct State {
     /// Contenders whose turn was taken from them, and may yet be granted the lock (K6).
     pub(super) overdue: Vec<Arc<Waiter>>,
     pub(super) held: Vec<HeldClaim>,
-    pub(super) outage: Option<Outage>,
+    pub(super) outage: Option<Box<Outage>>,
     /// Somebody else had the lock when it was last asked for.
     pub(super) was_contended: bool,
     /// The claims that waited in Redis and do not any more, the newest in front: a heartbeat of

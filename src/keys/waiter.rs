@@ -57,7 +57,8 @@ struct State {
     was_asked: bool,
     /// What it waits with in the queue of Redis, while it does.
     queued: Option<Arc<Claim>>,
-    grant: Option<Grant>,
+    /// Boxed, because most waiters never get one.
+    grant: Option<Box<Grant>>,
     news: Option<News>,
 }
 
@@ -178,7 +179,7 @@ impl Waiter {
     /// Keeps a grant; returns whom to wake.
     pub(super) fn grant(&self, grant: Grant) -> Option<Waker> {
         let mut state = self.state.lock();
-        state.grant = Some(grant);
+        state.grant = Some(Box::new(grant));
         state.waker.clone()
     }
 
@@ -205,7 +206,7 @@ impl Waiter {
     pub(crate) fn poll_news(&self, least: Option<News>) -> Poll<Result<Grant, News>> {
         let mut state = self.state.lock();
         if let Some(grant) = state.grant.take() {
-            return Poll::Ready(Ok(grant));
+            return Poll::Ready(Ok(*grant));
         }
         match state.news.take_if(|news| least.is_some_and(|l| *news >= l)) {
             Some(news) => Poll::Ready(Err(news)),
