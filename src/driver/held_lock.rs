@@ -4,12 +4,13 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{Claim, Fences, Kept};
+use crate::backend::{Claim, Fences, Freed, Kept};
 use crate::backoff::Backoff;
 use crate::driver::Driver;
 use crate::driver::release::Token;
 use crate::driver::told::say_lease_lost;
 use crate::error::Error;
+use crate::fault::Fault;
 use crate::keys::{KeyState, LetGo, TakenOff};
 use crate::lease::Lease;
 use crate::released::Released;
@@ -96,7 +97,7 @@ impl HeldLock {
     ///
     /// Dropped in the middle, it leaves the release to the background.
     pub(crate) async fn release(mut self) -> Result<Released, Error> {
-        let taken_off = match self.driver.keys.let_go(&self.state, &self.lease) {
+        match self.driver.keys.let_go(&self.state, &self.lease) {
             LetGo::HandedOver(wakes) => {
                 self.end = End::Done;
                 wakes.wake();
@@ -106,49 +107,65 @@ impl HeldLock {
                 self.finish(taken_off);
                 return Ok(Released::AlreadyLost);
             }
-            LetGo::Release(taken_off) => taken_off,
+            LetGo::Release(taken_off) => self.end = End::Releasing(taken_off),
             LetGo::Ask { fences } => {
-                let within = self.driver.settings.command_timeout;
-                let fences = Fences::floor(fences);
-                let kept = self.driver.backend.keep(&self.claim, fences, within).await;
-                // Without an answer, the release finds out how things stand.
-                match kept.ok().map(|kept| self.go_on(kept)) {
-                    Some(Ok(released)) => return Ok(released),
-                    Some(Err(taken_off)) => taken_off,
-                    None => self.driver.keys.take_off(&self.state, &self.lease),
+                // Not part of the future that most releases are.
+                if let Some(released) = Box::pin(self.ask(fences)).await {
+                    return Ok(released);
                 }
             }
-        };
-        self.release_now(taken_off).await
+        }
+        let within = self.driver.settings.command_timeout;
+        match self.driver.backend.release(&self.claim, within).await {
+            // A question that was not answered may have passed the lock on (K8).
+            Ok(freed) => Ok(self.released(freed, self.was_in_question())),
+            Err(fault) => Box::pin(self.release_again(fault)).await,
+        }
     }
 
-    /// Gives the lock up to whoever Redis finds.
-    async fn release_now(mut self, taken_off: TakenOff) -> Result<Released, Error> {
-        // A question that was not answered may have passed the lock on (K8).
-        let mut was_tried = taken_off.was_in_question;
+    /// Asks Redis whether to keep the claim for another stretch; `None` if it is to be released.
+    async fn ask(&mut self, fences: u64) -> Option<Released> {
+        let within = self.driver.settings.command_timeout;
+        let fences = Fences::floor(fences);
+        let kept = self.driver.backend.keep(&self.claim, fences, within).await;
+        let taken_off = match kept.map(|kept| self.go_on(kept)) {
+            Ok(Ok(released)) => return Some(released),
+            Ok(Err(taken_off)) => taken_off,
+            // Without an answer, the release finds out how things stand.
+            Err(_) => self.driver.keys.take_off(&self.state, &self.lease),
+        };
         self.end = End::Releasing(taken_off);
+        None
+    }
+
+    /// Tries a release again that came to no answer.
+    async fn release_again(&mut self, mut fault: Fault) -> Result<Released, Error> {
         let within = self.driver.settings.command_timeout;
         let clock = self.driver.clock.clone();
         let until = clock.now() + self.claim.ttl.min(within);
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
-        loop {
-            let fault = match self.driver.backend.release(&self.claim, within).await {
-                Ok(freed) => {
-                    if let End::Releasing(taken_off) = self.take_end() {
-                        self.finish(taken_off);
-                    }
-                    let is_lost = self.lease.is_lost();
-                    return Ok(Released::from_answer(freed, was_tried, is_lost));
-                }
+        while !fault.permanent && clock.now() < until {
+            tokio::time::sleep(backoff.next()).await;
+            fault = match self.driver.backend.release(&self.claim, within).await {
+                Ok(freed) => return Ok(self.released(freed, true)),
                 Err(fault) => fault,
             };
-            was_tried = true;
-            if fault.permanent || clock.now() >= until {
-                // Dropping `self` leaves further tries to the driver.
-                return Err(fault.about(Some(self.name())));
-            }
-            tokio::time::sleep(backoff.next()).await;
         }
+        // The drop leaves further tries to the driver.
+        Err(fault.about(Some(self.name())))
+    }
+
+    fn was_in_question(&self) -> bool {
+        matches!(&self.end, End::Releasing(taken_off) if taken_off.was_in_question)
+    }
+
+    /// The release was answered.
+    fn released(&mut self, freed: Freed, was_tried: bool) -> Released {
+        if let End::Releasing(taken_off) = self.take_end() {
+            self.finish(taken_off);
+        }
+        let is_lost = freed == Freed::NotOurs && self.lease.is_lost();
+        Released::from_answer(freed, was_tried, is_lost)
     }
 
     /// Goes on as Redis answered; gives back a lease whose claim is still to be released.
@@ -210,12 +227,7 @@ impl HeldLock {
         );
         let pending = Token::new(&self.driver);
         self.driver.spawn(async move {
-            let within = lock.driver.settings.command_timeout;
-            let fences = Fences::floor(fences);
-            let kept = lock.driver.backend.keep(&lock.claim, fences, within).await;
-            if let Some(Err(taken_off)) = kept.ok().map(|kept| lock.go_on(kept)) {
-                lock.end = End::Releasing(taken_off);
-            }
+            let _ = lock.ask(fences).await;
             drop(lock);
             drop(pending);
         });

@@ -47,7 +47,6 @@ pub(crate) struct TakenOff {
 impl Keys {
     /// Lets go of a lease.
     pub(crate) fn let_go(&self, state: &Arc<KeyState>, lease: &Arc<Lease>) -> LetGo {
-        let now = self.clock.now();
         let mut known = state.lock();
         let is_last = nothing_to_release(lease);
         let goes_on = !is_last && known.has_heir(lease);
@@ -58,7 +57,7 @@ impl Keys {
                 false => LetGo::Release(released),
             };
         };
-        if held.is_in_stretch(now) {
+        if held.is_in_stretch(self.clock.now()) {
             return self.hand_over(state, known, lease);
         }
         held.is_ceded = true;
@@ -133,6 +132,9 @@ impl Keys {
 impl State {
     /// Whether the first waiter gets the lease when its holder lets go: if it wants it as it is (K4).
     fn has_heir(&mut self, lease: &Arc<Lease>) -> bool {
+        if !self.has_waiters() {
+            return false;
+        }
         let held = self.held(lease).filter(|held| held.may_go_on());
         let Some(holder) = held.map(|held| Arc::clone(&held.holder)) else {
             return false;

@@ -395,14 +395,9 @@ impl Keys {
         if table.is_closed {
             return None;
         }
-        if let Some(state) = table.keys.get(key.name()) {
-            return Some(Arc::clone(state));
-        }
-        let state = Arc::new(KeyState::new(key));
-        table
-            .keys
-            .insert(Arc::clone(key.name()), Arc::clone(&state));
-        Some(state)
+        let state = table.keys.entry(Arc::clone(key.name()));
+        let state = state.or_insert_with(|| Arc::new(KeyState::new(key)));
+        Some(Arc::clone(state))
     }
 
     fn known(&self, key: &str) -> Option<Arc<KeyState>> {
@@ -414,10 +409,11 @@ impl Keys {
     }
 
     fn take_out(&self, state: &Arc<KeyState>) {
-        let mut table = self.table.lock();
         let name = state.key.name();
-        if table.keys.get(name).is_some_and(|s| Arc::ptr_eq(s, state)) {
-            table.keys.remove(name);
+        let mut table = self.table.lock();
+        if let Some(other) = table.keys.remove(name).filter(|s| !Arc::ptr_eq(s, state)) {
+            // It was taken out before, and somebody has come since.
+            table.keys.insert(Arc::clone(name), other);
         }
     }
 
