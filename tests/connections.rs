@@ -16,6 +16,7 @@ use std::time::Duration;
 use common::*;
 use push_proxy::PushProxy;
 use redlease::{Error, Locker, Released, blocking};
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 use waiters::*;
 
@@ -559,4 +560,23 @@ async fn p13_what_a_proxy_says_in_words_of_its_own_is_tried_again() {
         assert!(!guard.is_lost(), "{error}");
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
+}
+
+#[tokio::test]
+async fn p13_a_connection_that_breaks_while_it_is_opened_is_not_a_refusal() {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            // The beginning of an answer to HELLO.
+            let _ = client.write_all(b"%7\r\n$6\r\nserver\r\n$5\r\nre").await;
+        }
+    });
+    let outcome = Locker::connect(format!("redis://127.0.0.1:{port}/")).await;
+    assert!(
+        matches!(outcome, Err(Error::Unavailable { .. })),
+        "{outcome:?}"
+    );
 }

@@ -14,6 +14,7 @@ use common::*;
 use parking_lot::Mutex;
 use push_proxy::PushProxy;
 use redlease::{LockGuard, Locker, LostReason, Released};
+use tokio::time::timeout;
 use waiters::*;
 
 const TASKS: usize = 64;
@@ -235,7 +236,7 @@ async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
     proxy.let_go(0);
     if local.is_finished() {
         let local = done(local).await;
-        if let Ok(foreign) = tokio::time::timeout(TTL / 20, foreign).await {
+        if let Ok(foreign) = timeout(TTL / 20, foreign).await {
             assert!(local.is_lost() || foreign.unwrap().is_lost(), "P1");
         }
     } else {
@@ -275,4 +276,33 @@ async fn p10_a_heartbeat_that_the_grant_overtook_takes_nothing_for_nobody() {
     assert!(start.elapsed() < TTL / 3, "the lock was free");
     drop((here, holder, there));
     until_only_fences_are_left(&server).await;
+}
+
+/// A question whether to keep the lock, that nobody waits for any more, may arrive at any later
+/// time, and pass the lock on. So the lock must not go on to the next of the process.
+#[tokio::test]
+async fn p1_a_release_cut_short_is_not_followed_by_a_local_hand_over() {
+    // Where HELLO is refused, other connections are opened than are counted on here.
+    let Some(server) = Server::with_command("HELLO") else {
+        return;
+    };
+    let proxy = PushProxy::before(server.port);
+    let locker = Locker::connect(proxy.url()).await.unwrap();
+    let key = unique_key();
+    // A stretch that is over at once, so that each release asks whether to keep the lock.
+    let lock = locker.mutex(&key).handover_for(Duration::from_nanos(1));
+    let guard = lock.lock().await.unwrap();
+    let mut next = Box::pin(lock.lock());
+    let is_queued = timeout(Duration::ZERO, &mut next).await.is_err();
+    assert!(is_queued);
+    proxy.hold(0);
+    let is_cut_short = timeout(Duration::from_millis(50), guard.release())
+        .await
+        .is_err();
+    assert!(is_cut_short);
+    eventually("the lock is given up", || server.get(&key).is_none()).await;
+    proxy.let_go(0);
+    let guard = timeout(DEADLINE, next).await.unwrap().unwrap();
+    guard.renew().await.unwrap();
+    assert!(!guard.is_lost());
 }

@@ -340,3 +340,54 @@ impl std::io::Write for Sink {
         Ok(())
     }
 }
+
+#[tokio::test]
+async fn p2_one_server_under_two_names_counts_once() {
+    let mut servers = Servers::start(2);
+    let again = format!("redis+unix://{}", servers.0[0].socket().display());
+    let urls = [servers.0[0].url(), again, servers.0[1].url()];
+    let locker = Locker::quorum(urls).await.unwrap();
+    let lock = locker.mutex(unique_key());
+    let guard = lock.lock().await.unwrap();
+    guard.renew().await.unwrap();
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    servers.0[1].kill();
+    let lock = lock.outage_limit(Duration::ZERO);
+    let error = lock.try_lock().await.expect_err("one server of two");
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("another name"), "{cause}");
+}
+
+#[tokio::test]
+async fn the_token_does_not_fire_because_of_a_release_that_others_wait_for() {
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker
+        .mutex(unique_key())
+        .ttl(Duration::from_secs(3))
+        .renew_every(Duration::from_millis(100));
+    let guard = lock.lock().await.unwrap();
+    let token = guard.lost().clone();
+    let renewals = || servers.0.iter().map(|s| s.calls("pexpire")).min();
+    eventually("the driver's thread has renewed it", || {
+        renewals() >= Some(1)
+    })
+    .await;
+    let next = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.lock().await.unwrap() }
+    });
+    tokio::task::yield_now().await;
+    let release = std::pin::pin!(guard.release());
+    let blocked = async {
+        // The request was carried out, and the caller's only thread is busy.
+        while servers.with_key(lock.key()) > 0 {
+            tokio::task::yield_now().await;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+    };
+    let (released, ()) = tokio::join!(release, blocked);
+    assert_eq!(released.unwrap(), Released::Freed);
+    assert!(!token.is_cancelled(), "it fired because of the release");
+    drop(next.await.unwrap());
+}

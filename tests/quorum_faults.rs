@@ -4,6 +4,9 @@ mod common;
 #[path = "common/push_proxy.rs"]
 mod push_proxy;
 
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use redlease::{Error, Lock, Locker, LostReason, Released};
@@ -355,4 +358,32 @@ async fn a_grant_by_a_bare_majority_is_completed_at_once() {
     for server in [&servers.0[0], &servers.0[2]] {
         eventually("it is free", || server.get(lock.key()).is_none()).await;
     }
+}
+
+#[tokio::test]
+async fn a_dead_server_is_not_stormed_with_connections() {
+    let servers = Servers::start(2);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            drop(connection);
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    let dead = format!("redis://127.0.0.1:{port}/");
+    let urls = [servers.0[0].url(), servers.0[1].url(), dead];
+    let locker = Locker::quorum(urls).await.unwrap();
+    let start = Instant::now();
+    for _ in 0..300 {
+        let guard = locker.mutex(unique_key()).lock().await.unwrap();
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
+    let elapsed = start.elapsed();
+    let connections = connections.load(Ordering::Relaxed);
+    // The caller's runtime and the driver's.
+    let allowed = 2 * (elapsed.as_millis() as usize / 10 + 1);
+    assert!(connections <= allowed, "{connections} in {elapsed:?}");
 }

@@ -1,14 +1,15 @@
-//! Contenders of several processes over one quorum: as many lockers, which share nothing.
+//! Contenders for one key of a quorum: tasks of one process, and several processes, which are as
+//! many lockers that share nothing.
 
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use redlease::{LockGuard, Locker};
+use redlease::{LockGuard, Locker, Released};
 use tokio::sync::Barrier;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use common::servers::Servers;
 use common::{DEADLINE, eventually, unique_key};
@@ -108,4 +109,40 @@ async fn waiters_do_not_storm_a_server_that_the_holder_lacks() {
         tokio::spawn(async move { waiter.await.unwrap().release().await });
     }
     eventually("all have had it", || servers.with_key(lock.key()) == 0).await;
+}
+
+/// The reservation of a block of fencing numbers, and the local hand-over that uses it up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn p1_p8_many_tasks_on_one_key_have_it_one_at_a_time_with_growing_tokens() {
+    const TASKS: usize = 64;
+    const ROUNDS: usize = 50;
+    let servers = Servers::start(3);
+    let locker = Locker::quorum(servers.urls()).await.unwrap();
+    let lock = locker.mutex(unique_key());
+    let inside = Arc::new(AtomicUsize::new(0));
+    let last = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    for _ in 0..TASKS {
+        let (lock, inside, last) = (lock.clone(), Arc::clone(&inside), Arc::clone(&last));
+        tasks.spawn(async move {
+            for round in 0..ROUNDS {
+                let guard = lock.lock().await.unwrap();
+                let token = guard.fencing_token();
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "P1");
+                assert!(last.swap(token, Ordering::SeqCst) < token, "P8");
+                tokio::task::yield_now().await;
+                inside.fetch_sub(1, Ordering::SeqCst);
+                if round % 2 == 0 {
+                    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+                }
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    let grants: u64 = servers.0.iter().map(|s| s.calls("set")).max().unwrap();
+    assert!(grants < (TASKS * ROUNDS) as u64, "handed over: {grants}");
+    locker.close(DEADLINE).await.unwrap();
+    eventually("all are free", || servers.with_key(lock.key()) == 0).await;
 }
