@@ -1,15 +1,12 @@
 //! Input and servers that are of no use: a clear error, and nothing written.
 
-mod common;
-
 use std::error::Error as _;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use common::proxy::Proxy;
-use common::{DEADLINE, Server, eventually, unique_key};
 use redlease::{Error, Lock, Locker, Released, blocking};
+use testkit::{DEADLINE, Proxy, Server, eventually, unique_key};
 use tokio::time::timeout;
 
 async fn locker(server: &Server) -> Locker {

@@ -1,7 +1,5 @@
 //! The blocking API, on plain threads without a runtime, on a real server.
 
-mod common;
-
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,9 +7,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Wake};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Server, eventually_blocking, unique_key};
 use redlease::blocking::{LockGuard, Locker};
 use redlease::{Error, LostReason, Released};
+use testkit::{DEADLINE, Server, eventually_blocking, unique_key};
 
 fn locker(server: &Server) -> Locker {
     Locker::connect(server.url()).expect("a locker")

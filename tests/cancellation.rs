@@ -1,18 +1,12 @@
 //! An acquisition that is cut short leaves nothing behind (P10).
 
-mod common;
-#[path = "common/push_proxy.rs"]
-mod push_proxy;
-
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use common::proxy::Proxy;
-use common::{DEADLINE, Server, eventually, eventually_blocking, unique_key};
-use push_proxy::PushProxy;
 use redlease::{Error, LockGuard, Locker};
+use testkit::{DEADLINE, Proxy, Server, eventually, eventually_blocking, unique_key};
 use tokio::time::timeout;
 
 /// So long that no key goes by itself while a test looks.
@@ -207,7 +201,7 @@ async fn p10_a_limited_wait_for_a_dead_line_leaves_no_key() {
 #[tokio::test]
 async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let locker = locker_within(NO_TIMEOUT, &server, &proxy.url()).await;
     let key = unique_key();
     let lock = locker.mutex(&key).ttl(TTL);
@@ -221,7 +215,7 @@ async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
 #[tokio::test]
 async fn p10_an_acquire_that_times_out_on_a_dead_connection_leaves_no_key() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let locker = locker_within(NO_TIMEOUT, &server, &proxy.url()).await;
     let key = unique_key();
     let lock = locker.mutex(&key).ttl(TTL);
@@ -256,7 +250,7 @@ fn p10_an_acquire_that_ends_with_its_runtime_leaves_no_key() {
 #[test]
 fn p10_a_clean_up_that_ends_with_its_runtime_is_sent_again() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let locker = runtime.block_on(locker(&server, &proxy.url()));
     let key = unique_key();

@@ -3,14 +3,13 @@
 //!
 //! `REDLEASE_ROUNDS` says how many rounds; 1,000 unless told, and 10,000 in a release build.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::time::{Duration, Instant};
 
-use common::*;
 use redlease::{Error, LockGuard};
+use testkit::*;
 use tokio::task::JoinHandle;
 use waiters::*;
 

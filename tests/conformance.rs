@@ -1,13 +1,11 @@
 //! What a lock is, whatever keeps it: one suite, run over every backend.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Server, eventually, unique_key};
 use redlease::{Error, Locker, LostReason, Released};
+use testkit::{DEADLINE, Server, eventually, unique_key};
 use tokio::time::timeout;
 
 /// Lockers that know nothing of each other but share a store, where the store can be shared.

@@ -1,8 +1,5 @@
 //! Connections to a server: how they are opened, shared and replaced, on real servers.
 
-mod common;
-#[path = "common/push_proxy.rs"]
-mod push_proxy;
 #[path = "common/waiters.rs"]
 mod waiters;
 
@@ -13,9 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::*;
-use push_proxy::PushProxy;
 use redlease::{Error, Locker, Released, blocking};
+use testkit::*;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 use waiters::*;
@@ -106,7 +102,7 @@ async fn p13_a_future_that_nobody_polls_keeps_nobody_from_a_connection() {
 #[tokio::test]
 async fn p13_a_caller_that_gives_up_does_not_end_the_opening() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let locker = locker_from_elsewhere(proxy.url());
     let mut control = server.client();
     let before = taken(&mut control);
@@ -219,7 +215,7 @@ async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_cannot_be
 #[tokio::test]
 async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_is_silent() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let builder = Locker::builder().command_timeout(Duration::from_millis(300));
     let locker = builder.connect(proxy.url()).await.unwrap();
     let ttl = Duration::from_secs(3);
@@ -228,10 +224,10 @@ async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_is_silent
         guards.push(locker.mutex(unique_key()).ttl(ttl).lock().await.unwrap());
     }
     // One of the two is the driver's. New ones are as silent.
-    (1..100).for_each(|number| proxy.hold(number));
+    (1..100).for_each(|number| proxy.hold_connection(number));
     let lock = locker.mutex(unique_key());
     if lock.holder().await.is_err() {
-        proxy.hold(0);
+        proxy.hold_connection(0);
         proxy.let_go(1);
         while lock.holder().await.is_err() {}
     }
@@ -248,7 +244,7 @@ async fn p13_a_renewal_goes_over_the_callers_connection_if_the_drivers_is_silent
 #[tokio::test]
 async fn p13_an_opening_that_hangs_costs_no_lease() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let builder = Locker::builder().command_timeout(DEADLINE);
     let (url, ttl) = (proxy.url(), Duration::from_secs(3));
     // The caller's runtime ends, so the driver has no other connection than its own.
@@ -257,7 +253,7 @@ async fn p13_an_opening_that_hangs_costs_no_lease() {
         locker.mutex(unique_key()).ttl(ttl).lock().await.unwrap()
     });
     // The one that the driver opens next.
-    proxy.hold(2);
+    proxy.hold_connection(2);
     server.command::<i64>(&["CLIENT", "KILL", "TYPE", "normal"]);
     server.command::<i64>(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     let until = Instant::now() + 2 * ttl;
@@ -284,7 +280,7 @@ async fn a_server_that_does_not_take_hello_is_used_with_resp2() {
         // It hangs up.
         "",
     ] {
-        let proxy = PushProxy::before(server.port);
+        let proxy = Proxy::before(server.port);
         proxy.answer("HELLO", error);
         // Nor does such a server know what came after RESP3.
         proxy.answer("CLIENT", error);
@@ -317,7 +313,7 @@ async fn what_hello_says_of_the_user_or_the_servers_state_is_believed() {
         ("MASTERDOWN Link with MASTER is down", false),
         ("ERR max number of clients reached", false),
     ] {
-        let proxy = PushProxy::before(server.port);
+        let proxy = Proxy::before(server.port);
         proxy.answer("HELLO", error);
         let fault = Locker::connect(proxy.url()).await.expect_err("an error");
         assert_eq!(
@@ -336,7 +332,7 @@ async fn what_hello_says_of_the_user_or_the_servers_state_is_believed() {
 async fn a_passing_refusal_of_resp3_is_forgotten() {
     let server = Server::start();
     for error in ["upstream failure", ""] {
-        let proxy = PushProxy::before(server.port);
+        let proxy = Proxy::before(server.port);
         proxy.answer("HELLO", error);
         let locker = Locker::connect(proxy.url()).await.unwrap();
         proxy.let_pass("HELLO");
@@ -414,7 +410,7 @@ async fn a_user_without_the_right_to_ping_can_lock() {
         "ACL", "SETUSER", "ann", "on", ">pw", "~*", "&*", "+@all", "-ping",
     ];
     server.command::<()>(&user);
-    let silent = PushProxy::before(server.port);
+    let silent = Proxy::before(server.port);
     silent.swallow_pushes();
     for place in [
         server.url(),
@@ -531,7 +527,7 @@ async fn p13_what_a_proxy_says_in_words_of_its_own_is_tried_again() {
         "ERR no server connection available",
         "ERR Connection timed out",
     ] {
-        let proxy = PushProxy::before(server.port);
+        let proxy = Proxy::before(server.port);
         let locker = Locker::connect(proxy.url()).await.unwrap();
         let lock = locker
             .mutex(unique_key())

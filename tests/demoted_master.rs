@@ -4,7 +4,6 @@
 //! reads. The locker's first runtime and its driver are still connected to it; connections that
 //! are opened now reach the new master.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
@@ -12,9 +11,8 @@ use std::future::Future;
 use std::thread;
 use std::time::Duration;
 
-use common::proxy::Proxy;
-use common::*;
 use redlease::{Lock, LockGuard, Locker, Released};
+use testkit::*;
 use tokio::sync::{mpsc, oneshot};
 use waiters::*;
 

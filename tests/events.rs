@@ -1,6 +1,5 @@
 //! Subscribers of `tracing` that stall or panic, and the end of the background thread.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
@@ -11,9 +10,9 @@ use std::sync::Arc;
 use std::task::{Context, Wake};
 use std::time::{Duration, Instant};
 
-use common::*;
 use parking_lot::{Condvar, Mutex, Once};
 use redlease::{Error, LockGuard, Locker, LostReason};
+use testkit::*;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};

@@ -1,13 +1,11 @@
 //! Who may hold a lock, and with which number, on a real server.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Server, unique_key};
 use redlease::{LockGuard, Locker};
+use testkit::{DEADLINE, Server, unique_key};
 use tokio::time::timeout;
 
 async fn locker(server: &Server) -> Locker {

@@ -1,15 +1,12 @@
 //! What an uncontended cycle costs, counted and not timed: requests, the commands of each script,
 //! allocations. A change of these numbers is to be a decision.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use common::servers::Servers;
-use common::{Server, unique_key};
 use redis::Connection;
 use redlease::{Lock, Locker, Released};
+use testkit::{Server, Servers, unique_key};
 
 /// What one cycle leaves to be done once: scripts made known, connections opened, subscriptions.
 const WARM_UP: usize = 20;

@@ -2,12 +2,11 @@
 //!
 //! `REDLEASE_KEYS` says how many keys; 20,000 unless told, and 100,000 in a release build.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
-use common::*;
 use redlease::Locker;
+use testkit::*;
 use waiters::*;
 
 const PARTS: usize = 5;

@@ -1,8 +1,5 @@
 //! Local hand-over: a lease goes from holder to holder of one process without a round trip.
 
-mod common;
-#[path = "common/push_proxy.rs"]
-mod push_proxy;
 #[path = "common/waiters.rs"]
 mod waiters;
 
@@ -10,10 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::*;
 use parking_lot::Mutex;
-use push_proxy::PushProxy;
 use redlease::{LockGuard, Locker, LostReason, Released};
+use testkit::*;
 use tokio::time::timeout;
 use waiters::*;
 
@@ -213,7 +209,7 @@ async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
     let Some(server) = Server::with_command("HELLO") else {
         return;
     };
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let here = Locker::connect(proxy.url()).await.unwrap();
     let there = connect(&server).await;
     let key = unique_key();
@@ -222,7 +218,7 @@ async fn p1_a_release_cancelled_while_redis_is_asked_leaves_the_lock_to_one() {
     let local = wait_for(&lock);
     tokio::task::yield_now().await;
     // Connection 0 is the caller's, 1 the driver's.
-    proxy.hold(0);
+    proxy.hold_connection(0);
     let mut release = Box::pin(first.release());
     begin(&mut release);
     eventually("the question is under way", || proxy.waiting() == 1).await;
@@ -251,7 +247,7 @@ async fn p10_a_heartbeat_that_the_grant_overtook_takes_nothing_for_nobody() {
     let Some(server) = Server::with_command("HELLO") else {
         return;
     };
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let here = Locker::connect(proxy.url()).await.unwrap();
     let (holder, there) = (connect(&server).await, connect(&server).await);
     let key = unique_key();
@@ -261,7 +257,7 @@ async fn p10_a_heartbeat_that_the_grant_overtook_takes_nothing_for_nobody() {
     until_queued(&server, &key, 1).await;
     let foreign = wait_for(&there.mutex(&key).ttl(TTL));
     until_queued(&server, &key, 2).await;
-    proxy.hold(0);
+    proxy.hold_connection(0);
     eventually("a heartbeat is under way", || proxy.waiting() == 1).await;
     first.release().await.unwrap();
     let second = done(waiter).await;
@@ -286,7 +282,7 @@ async fn p1_a_release_cut_short_is_not_followed_by_a_local_hand_over() {
     let Some(server) = Server::with_command("HELLO") else {
         return;
     };
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let locker = Locker::connect(proxy.url()).await.unwrap();
     let key = unique_key();
     // A stretch that is over at once, so that each release asks whether to keep the lock.
@@ -295,7 +291,7 @@ async fn p1_a_release_cut_short_is_not_followed_by_a_local_hand_over() {
     let mut next = Box::pin(lock.lock());
     let is_queued = timeout(Duration::ZERO, &mut next).await.is_err();
     assert!(is_queued);
-    proxy.hold(0);
+    proxy.hold_connection(0);
     let is_cut_short = timeout(Duration::from_millis(50), guard.release())
         .await
         .is_err();

@@ -1,13 +1,11 @@
 //! How and when a guard is lost, on a real server.
 
-mod common;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Server, eventually, eventually_blocking, unique_key};
 use redlease::{Error, Locker, LostReason, Released};
+use testkit::{DEADLINE, Server, eventually, eventually_blocking, unique_key};
 use tokio::time::timeout;
 
 const TTL: Duration = Duration::from_millis(900);

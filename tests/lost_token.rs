@@ -1,13 +1,12 @@
 //! The token of a guard that goes the moment it is lost, and of one that is released in time.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::time::Duration;
 
-use common::*;
 use redlease::{Lock, LockGuard, Locker, LostReason, Released};
+use testkit::*;
 use tokio_util::sync::CancellationToken;
 use waiters::*;
 

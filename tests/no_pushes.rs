@@ -1,8 +1,5 @@
 //! Where Redis tells nothing, or somebody on the way keeps it to himself: heartbeats alone serve.
 
-mod common;
-#[path = "common/push_proxy.rs"]
-mod push_proxy;
 #[path = "common/waiters.rs"]
 mod waiters;
 
@@ -10,11 +7,9 @@ use std::io;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use common::abilities::left_out;
-use common::*;
 use parking_lot::Mutex;
-use push_proxy::PushProxy;
 use redlease::Locker;
+use testkit::*;
 use tokio::time::sleep;
 use waiters::*;
 
@@ -92,7 +87,7 @@ async fn take_turns(server: &Server, url: &str, name: &str) {
 async fn a_server_that_speaks_resp2_only() {
     LazyLock::force(&SAID);
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     proxy.refuse_hello();
     take_turns(&server, &proxy.url(), &proxy.server()).await;
     assert_eq!(times_said(&proxy.server()), 2, "once a locker");
@@ -102,7 +97,7 @@ async fn a_server_that_speaks_resp2_only() {
 async fn something_on_the_way_swallows_every_push() {
     LazyLock::force(&SAID);
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     proxy.swallow_pushes();
     take_turns(&server, &proxy.url(), &proxy.server()).await;
     assert_eq!(times_said(&proxy.server()), 2, "once a locker");
@@ -114,7 +109,7 @@ async fn p11_pushes_that_stop_to_come_are_noticed() {
     let Some(server) = Server::with_command("HELLO") else {
         return;
     };
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     let there = connect(&server).await;
     let here = Locker::connect(proxy.url()).await.unwrap();
     let key = unique_key();

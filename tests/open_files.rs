@@ -1,14 +1,9 @@
 //! Runtimes that have ended leave nothing behind in a locker.
 
-mod common;
-#[path = "common/push_proxy.rs"]
-mod push_proxy;
-
 use std::thread;
 
-use common::*;
-use push_proxy::PushProxy;
 use redlease::Locker;
+use testkit::*;
 use tokio::runtime::{Builder, Runtime};
 
 const RUNTIMES: usize = 300;
@@ -57,7 +52,7 @@ fn lock_from_many(locker: &Locker) {
 #[test]
 fn ended_runtimes_leave_no_file_open() {
     let server = Server::start();
-    let proxy = PushProxy::before(server.port);
+    let proxy = Proxy::before(server.port);
     proxy.refuse_hello();
     let resp2 = format!("{}?protocol=resp2", server.url());
     for url in [server.url(), resp2, proxy.url()] {

@@ -4,15 +4,14 @@
 
 #![cfg(unix)]
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::*;
 use redlease::blocking::Locker;
+use testkit::*;
 use waiters::*;
 
 const CHILD: &str = "REDLEASE_TEST_CHILD";

@@ -1,14 +1,13 @@
 //! What Redis tells without being asked: waiters and holders know long before they would ask. What
 //! cannot be without RESP3 is left out where the server has no HELLO.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::time::{Duration, Instant};
 
-use common::*;
 use redlease::{LockGuard, LostReason, blocking};
+use testkit::*;
 use tokio::time::sleep;
 use waiters::*;
 

@@ -1,15 +1,14 @@
 //! The queue in Redis: who is refused waits in it, and a release gives the lock to the next.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::*;
 use parking_lot::Mutex;
 use redlease::{Locker, Released};
+use testkit::*;
 use waiters::*;
 
 async fn connect_some(server: &Server, count: usize) -> Vec<Locker> {

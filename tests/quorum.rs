@@ -1,14 +1,10 @@
 //! A quorum of real servers, all of them well: the same locks as on one.
 
-mod common;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use redlease::{Error, Locker, LostReason, Released};
-
-use common::servers::Servers;
-use common::{DEADLINE, Server, eventually, unique_key};
+use testkit::{DEADLINE, Server, Servers, eventually, unique_key};
 
 #[tokio::test]
 async fn a_guard_has_its_key_on_every_server_and_a_release_frees_them_all() {

@@ -1,18 +1,14 @@
 //! Contenders for one key of a quorum: tasks of one process, and several processes, which are as
 //! many lockers that share nothing.
 
-mod common;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use redlease::{LockGuard, Locker, Released};
+use testkit::{DEADLINE, Servers, eventually, unique_key};
 use tokio::sync::Barrier;
 use tokio::task::{JoinHandle, JoinSet};
-
-use common::servers::Servers;
-use common::{DEADLINE, eventually, unique_key};
 
 /// So long that nothing expires and nobody renews while a test looks.
 const TTL: Duration = Duration::from_secs(600);
@@ -59,7 +55,7 @@ async fn wait(servers: &Servers, key: &str, count: usize) -> Vec<JoinHandle<Lock
 }
 
 fn scripts(servers: &Servers) -> Vec<u64> {
-    let calls = |server: &common::Server| server.calls("evalsha") + server.calls("eval");
+    let calls = |server: &testkit::Server| server.calls("evalsha") + server.calls("eval");
     servers.0.iter().map(calls).collect()
 }
 

@@ -1,20 +1,12 @@
 //! A quorum of real servers, some of them dead, frozen, cut off or empty.
 
-mod common;
-#[path = "common/push_proxy.rs"]
-mod push_proxy;
-
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use redlease::{Error, Lock, Locker, LostReason, Released};
-
-use common::blackhole::BlackHole;
-use common::servers::Servers;
-use common::{DEADLINE, eventually, unique_key};
-use push_proxy::PushProxy;
+use testkit::{DEADLINE, Proxy, Servers, eventually, unique_key};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_millis(50);
@@ -142,12 +134,12 @@ async fn p2_a_frozen_server_is_not_waited_for() {
 #[tokio::test]
 async fn p2_a_server_that_is_cut_off_is_not_waited_for() {
     let servers = Servers::start(3);
-    let hole = BlackHole::before(servers.0[0].port);
+    let hole = Proxy::before(servers.0[0].port);
     let urls = [hole.url(), servers.0[1].url(), servers.0[2].url()];
     let builder = Locker::builder().command_timeout(Duration::from_secs(60));
     let locker = builder.quorum(urls).await.unwrap();
-    a_silent_server_is_not_waited_for(&locker, || hole.swallow(true)).await;
-    hole.swallow(false);
+    a_silent_server_is_not_waited_for(&locker, || hole.hold()).await;
+    hole.pass();
 }
 
 #[tokio::test]
@@ -298,7 +290,7 @@ async fn p10_a_release_reaches_a_server_that_was_frozen_meanwhile() {
 #[tokio::test]
 async fn p10_a_cancelled_acquire_whose_connection_is_dead_leaves_no_key() {
     let servers = Servers::start(3);
-    let proxy = PushProxy::before(servers.0[0].port);
+    let proxy = Proxy::before(servers.0[0].port);
     let urls = [proxy.url(), servers.0[1].url(), servers.0[2].url()];
     // A clean-up that began only when a command timed out would be too late for `eventually`.
     let locker = connect_within(2 * DEADLINE, urls).await;

@@ -1,6 +1,5 @@
 //! Fencing tokens over a quorum of real servers (P8).
 
-mod common;
 #[path = "common/lua.rs"]
 mod lua;
 
@@ -10,9 +9,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redlease::{Lock, Locker};
 
-use common::servers::Servers;
-use common::{Server, eventually, unique_key};
 use lua::{RAISE, RESTORE};
+use testkit::{Server, Servers, eventually, unique_key};
 
 /// In microseconds.
 const HOUR: u64 = 3_600_000_000;

@@ -1,15 +1,12 @@
 //! The end of a guard, wherever it comes: no key is left.
 
-mod common;
-
 use std::cell::RefCell;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::proxy::Proxy;
-use common::{DEADLINE, Server, eventually, eventually_blocking, unique_key};
 use redlease::{LockGuard, Locker, Released, blocking};
+use testkit::{DEADLINE, Proxy, Server, eventually, eventually_blocking, unique_key};
 use tokio::time::timeout;
 
 /// So long that no key goes by itself while a test looks.

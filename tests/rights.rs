@@ -1,15 +1,14 @@
 //! What an ACL user must be allowed: said at once where it is missing, and never by a lock that
 //! cannot be released.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::error::Error as _;
 use std::time::Duration;
 
-use common::*;
 use redlease::{Error, Locker, Released};
+use testkit::*;
 use waiters::*;
 
 /// The key patterns for the lock `k`.
@@ -145,7 +144,7 @@ async fn p10_a_key_that_may_not_be_touched_is_found_before_the_lock_is_granted()
 
 #[tokio::test]
 async fn p10_a_key_that_may_not_be_touched_is_found_on_every_server_of_a_quorum() {
-    let servers = common::servers::Servers::start(3);
+    let servers = testkit::Servers::start(3);
     for missing in [PATTERNS[2], PATTERNS[3]] {
         let mut urls = Vec::new();
         for server in &servers.0 {

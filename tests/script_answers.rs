@@ -1,13 +1,12 @@
 //! What the scripts answer where a model of the lock has no place: on a server that may not write,
 //! and beside what others wrote.
 
-mod common;
 #[path = "common/lua.rs"]
 mod lua;
 
-use common::Server;
 use lua::*;
 use redis::{Connection, RedisError, Value};
+use testkit::Server;
 
 const KEYS: [&str; 4] = ["k", "{k}:fence", "{k}:lock-queue", "{k}:lock-waiters"];
 const MEMBER_KEYS: [&str; 5] = [

@@ -1,16 +1,15 @@
 //! The Lua scripts against a model of what they are to do, on a real server.
 
-mod common;
 #[path = "common/lua.rs"]
 mod lua;
 
 use std::cell::{Cell, RefCell};
 
-use common::Server;
 use lua::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use redis::{Commands, Connection, Value};
+use testkit::Server;
 
 /// TTLs are far apart and far from the end of a run, so that the model needs no clock.
 const TTLS: [u64; 3] = [100_000, 400_000, 900_000];

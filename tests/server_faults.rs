@@ -1,12 +1,9 @@
 //! What a server can do to a held guard and to an acquire (P13), on a real server.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::abilities::left_out;
-use common::{DEADLINE, Server, eventually, unique_key};
 use redlease::{Error, LockGuard, Locker, Released};
+use testkit::{DEADLINE, Server, eventually, left_out, unique_key};
 use tokio::time::timeout;
 
 /// Long enough for any of the troubles on a slow machine.

@@ -1,14 +1,11 @@
 //! What locks cost the server: requests, reads from sockets, keys.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use common::abilities::left_out;
-use common::{DEADLINE, Server, eventually, unique_key};
 use redis::{Commands, Connection};
 use redlease::{LockGuard, Locker, Released};
+use testkit::{DEADLINE, Server, eventually, left_out, unique_key};
 
 async fn locker(server: &Server) -> Locker {
     Locker::connect(server.url()).await.expect("a locker")

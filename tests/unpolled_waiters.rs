@@ -1,6 +1,5 @@
 //! Waiters that are not polled: those behind them, and other processes, are not held up.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
@@ -8,8 +7,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use common::*;
 use redlease::{Lock, Locker};
+use testkit::*;
 use tokio::sync::oneshot;
 use waiters::*;
 

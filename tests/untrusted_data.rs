@@ -1,14 +1,13 @@
 //! What others can write beside a lock, and say on its channels: it is not taken at its word.
 
-mod common;
 #[path = "common/waiters.rs"]
 mod waiters;
 
 use std::error::Error as _;
 use std::time::Duration;
 
-use common::*;
 use redlease::{Error, Lock};
+use testkit::*;
 use waiters::*;
 
 /// Where the only waiter hears of its grant.
@@ -147,7 +146,7 @@ async fn p8_a_counter_of_no_use_is_named_and_gives_no_number() {
 
 #[tokio::test]
 async fn p8_a_quorum_takes_no_number_from_counters_of_no_use() {
-    let servers = common::servers::Servers::start(3);
+    let servers = testkit::Servers::start(3);
     let locker = redlease::Locker::quorum(servers.urls()).await.unwrap();
     let key = unique_key();
     let fence = format!("{{{key}}}:fence");

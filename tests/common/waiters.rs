@@ -8,10 +8,9 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use redlease::{Lock, LockGuard, Locker};
+use testkit::{DEADLINE, Server, eventually};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-
-use crate::common::{DEADLINE, Server, eventually};
 
 /// Far from every fallback: renewals come every 10 s, a heartbeat every second, and a waiter that
 /// is gone counts for 3 s.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Value;
 
-use super::Server;
+use crate::server::Server;
 
 impl Server {
     /// A server that has a command. Where it has not, none, and the test says that it is left out.
@@ -42,27 +42,16 @@ impl Server {
     }
 
     /// Says once a program which server its tests run on.
-    pub(super) fn introduce(&self) {
+    pub(crate) fn introduce(&self) {
         static DONE: AtomicBool = AtomicBool::new(false);
         if DONE.swap(true, Ordering::SeqCst) {
             return;
         }
-        let client = redis::Client::open(self.url()).expect("a url");
-        let info = client
-            .get_connection()
-            .and_then(|mut connection| redis::cmd("INFO").arg("server").query(&mut connection));
         // One that wants a password does not tell; the next may.
-        let Ok::<String, _>(info) = info else {
+        let Ok(version) = self.version() else {
             return DONE.store(false, Ordering::SeqCst);
         };
-        // Valkey has a redis_version, too: of the Redis that it is compatible with.
-        let version = |name: &str| {
-            let mut lines = info.lines();
-            let version = lines.find_map(|line| line.strip_prefix(&format!("{name}_version:")))?;
-            Some(format!("{name} {version}"))
-        };
-        let version = version("valkey").or_else(|| version("redis"));
-        say(&format!("tested on {}", version.expect("a version")));
+        say(&format!("tested on {version}"));
     }
 }
 

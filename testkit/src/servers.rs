@@ -1,15 +1,18 @@
 //! Several servers, as a quorum has them.
 
-use super::Server;
+use crate::server::Server;
 
 /// Independent servers.
+#[derive(Debug)]
 pub struct Servers(pub Vec<Server>);
 
 impl Servers {
+    /// Starts so many.
     pub fn start(count: usize) -> Self {
         Self((0..count).map(|_| Server::start()).collect())
     }
 
+    /// Their URLs over TCP.
     pub fn urls(&self) -> Vec<String> {
         self.0.iter().map(Server::url).collect()
     }

@@ -1,0 +1,21 @@
+//! What the tests, the examples, the torture run and the benchmarks share: redis-servers of their
+//! own, and a proxy that stands in for a network with faults.
+
+#![allow(
+    clippy::missing_panics_doc,
+    reason = "a panic is how a test says what went wrong"
+)]
+
+mod abilities;
+mod process;
+mod proxy;
+mod server;
+mod servers;
+mod wait;
+
+pub use abilities::left_out;
+pub use process::{freeze, thaw};
+pub use proxy::{Mode, Proxy, runtime};
+pub use server::{Launch, Server};
+pub use servers::Servers;
+pub use wait::{DEADLINE, eventually, eventually_blocking, unique_key};

@@ -1,0 +1,35 @@
+//! Waiting for what a test expects, without guessing how long it takes.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a slow machine: reaching it is a failure.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// How often a condition is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// A key that no other test has.
+pub fn unique_key() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("test:{}:{number}", std::process::id())
+}
+
+/// Waits until `done` says so, without a runtime; panics when it does not within [`DEADLINE`].
+pub fn eventually_blocking(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Waits until `done` says so; panics when it does not within [`DEADLINE`].
+pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + DEADLINE;
+    while !done() {
+        assert!(Instant::now() < until, "never: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
