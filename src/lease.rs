@@ -81,7 +81,7 @@ impl Lease {
             if seen & LOST != 0 {
                 return true;
             }
-            if cfg!(redlease_mutation = "lost_by_flag") || self.clock.now().nanos() < seen {
+            if self.clock.now().nanos() < seen {
                 return false;
             }
             // L2: make it final before saying so.

@@ -206,8 +206,8 @@
 //!
 //! # Broken on purpose
 //!
-//! `cargo run --release --example torture -- --seconds 60 --servers 1 --seed 7 --fault none` runs 32
-//! tasks of 8 processes on six keys with TTLs of 0.3 to 1 s, injects faults, and checks the history
+//! `cargo run --release -p torture -- --seconds 60 --servers 1 --seed 7 --fault none` runs 32 tasks
+//! of 8 processes on six keys with TTLs of 0.3 to 1 s, injects faults, and checks the history
 //! against the promises. A minute each, on two cores:
 //!
 //! | servers | `--fault` | holds | hand-overs between processes | overlaps | updates lost, with fencing | lost too early, of 1,000 holds |

@@ -171,10 +171,7 @@ impl Contender<'_> {
     }
 
     fn next_beat(&self, standing: &Standing, poll: &mut Backoff) -> Instant {
-        let mut beat = self.claim.waiter_ttl() / BEATS_PER_LIFE;
-        if cfg!(redlease_mutation = "one_heartbeat") {
-            beat *= 1000;
-        }
+        let beat = self.claim.waiter_ttl() / BEATS_PER_LIFE;
         let mut wait = if standing.pushes {
             // Never later than the third, a little earlier at random.
             beat - jittered(beat / 20)

@@ -140,10 +140,6 @@ pub(crate) struct Grant {
 impl Grant {
     /// P3: counted from the echoed stamp, never from the message's arrival.
     pub(crate) fn deadline(&self) -> Moment {
-        let from = match cfg!(redlease_mutation = "grant_from_arrival") {
-            true => crate::clock::Clock::system().now(),
-            false => self.stamp,
-        };
-        from + self.life.saturating_sub(margin(self.life))
+        self.stamp + self.life.saturating_sub(margin(self.life))
     }
 }

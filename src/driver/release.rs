@@ -143,9 +143,6 @@ impl Driver {
     /// case that it was, and behind its requests, in case that they will be yet. The connection of
     /// either may be dead without anybody's knowing.
     pub(crate) fn clean_up(self: &Arc<Self>, claim: &Arc<Claim>, is_queued: bool) {
-        if cfg!(redlease_mutation = "no_clean_up") {
-            return;
-        }
         if self.send_behind(claim) || is_queued {
             self.leave(Arc::clone(claim));
         }

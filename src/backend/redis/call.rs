@@ -105,10 +105,6 @@ impl Server {
             }
             other => other?,
         };
-        let sent = match cfg!(redlease_mutation = "deadline_from_reply") {
-            true => self.clock.now(),
-            false => sent,
-        };
         Ok(Reply {
             connection,
             sent,

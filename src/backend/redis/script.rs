@@ -55,11 +55,8 @@ fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cm
 }
 
 macro_rules! scripts {
-    ($($name:ident = $($file:literal)+ $(, if $mutation:literal then $instead:literal)?;)*) => {
+    ($($name:ident = $($file:literal)+;)*) => {
         $(pub(crate) static $name: LazyLock<Script> = LazyLock::new(|| {
-            $(if cfg!(redlease_mutation = $mutation) {
-                return Script::new($instead);
-            })?
             Script::new(concat!($(include_str!(concat!("../../lua/", $file))),+))
         });)*
     };
@@ -75,11 +72,8 @@ scripts! {
     LEAVE = "writable.lua" "fence.lua" "queue.lua" "leave.lua";
     LOOK = "writable.lua" "look.lua";
     PROBE = "probe.lua";
-    RAISE = "writable.lua" "fence.lua" "raise.lua",
-        if "quorum_no_owner_check" then "local last = redis.call('GET', KEYS[2]) if last and tonumber(last) >= tonumber(ARGV[2]) then return tonumber(last) <= tonumber(ARGV[3]) and 1 or 0 end if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4]) redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[4]) return 1";
-    RELEASE = "writable.lua" "fence.lua" "queue.lua" "release.lua",
-        if "plain_del" then "return redis.call('DEL', KEYS[1])";
-    RENEW = "writable.lua" "renew.lua",
-        if "renewal_creates" then "local own = redis.call('GET', KEYS[1]) or redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) and ARGV[1] if own == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 1 end return 0";
+    RAISE = "writable.lua" "fence.lua" "raise.lua";
+    RELEASE = "writable.lua" "fence.lua" "queue.lua" "release.lua";
+    RENEW = "writable.lua" "renew.lua";
     RESTORE = "fence.lua" "restore.lua";
 }

@@ -45,8 +45,8 @@ pub fn of_worker(witness: &Handle) {
     });
 }
 
-/// Notes when the driver's runtime, which carries the traffic, did not run.
-pub async fn of_driver(history: Arc<History>) {
+/// Notes when the runtime on which it is spawned, that of the proxies, did not run.
+pub async fn of_traffic(history: Arc<History>) {
     let mut began = now();
     loop {
         sleep(BEAT).await;

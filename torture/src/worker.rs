@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use clap::Args;
 use redlease::{CancellationToken, LockGuard, Locker, LostReason};
 use tokio::runtime::{self, Handle};
 
@@ -21,41 +22,33 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(2);
 /// How often a "no" of `is_lost` is written down; the last one before another answer always is.
 const NOTE_EVERY: u64 = 8 * MS;
 
+#[derive(Args, Debug)]
 pub struct Arguments {
-    /// One for each server.
+    /// The proxies that lead to the servers
+    #[arg(long, value_delimiter = ',')]
     pub ports: Vec<u16>,
+    /// The socket of the resource that the locks guard
+    #[arg(long)]
     pub resource: PathBuf,
+    #[arg(long)]
     pub lane: usize,
+    /// How many processes this lane had before
+    #[arg(long)]
     pub life: usize,
+    #[arg(long)]
     pub seed: u64,
 }
 
 impl Arguments {
     pub fn to_words(&self) -> [String; 5] {
+        let ports: Vec<_> = self.ports.iter().map(u16::to_string).collect();
         [
-            self.ports
-                .iter()
-                .map(u16::to_string)
-                .collect::<Vec<_>>()
-                .join(","),
-            self.resource.display().to_string(),
-            self.lane.to_string(),
-            self.life.to_string(),
-            self.seed.to_string(),
+            format!("--ports={}", ports.join(",")),
+            format!("--resource={}", self.resource.display()),
+            format!("--lane={}", self.lane),
+            format!("--life={}", self.life),
+            format!("--seed={}", self.seed),
         ]
-    }
-
-    fn parse(words: &[String]) -> Result<Self, Box<dyn Error>> {
-        let [ports, resource, lane, life, seed] = words else {
-            return Err("a worker takes five arguments".into());
-        };
-        Ok(Self {
-            ports: ports.split(',').map(str::parse).collect::<Result<_, _>>()?,
-            resource: resource.into(),
-            lane: lane.parse()?,
-            life: life.parse()?,
-            seed: seed.parse()?,
-        })
     }
 }
 
@@ -91,8 +84,7 @@ pub struct Worker {
     witness: Handle,
 }
 
-pub fn run(words: &[String]) -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse(words)?;
+pub fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let runtime = runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()

@@ -1,27 +1,27 @@
 //! What the faults are done to, and the plan: which one when, to whom and for how long; seeded and
 //! logged.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use testkit::{Mode, Proxy};
+
 use crate::faults::{Class, Fault, Kind};
 use crate::history::{Disturbance, History, now};
-use crate::proxy::{Mode, Proxies, Weather};
+use crate::links::Links;
 use crate::server::Server;
 use crate::workers::Workers;
 
 /// A server, and the ways that lead to it.
 pub struct Node {
     pub server: tokio::sync::Mutex<Server>,
-    pub proxies: Proxies,
+    pub links: Links,
 }
 
 pub struct Target {
     pub nodes: Vec<Node>,
     pub workers: Arc<Workers>,
     pub history: Arc<History>,
-    pub folder: PathBuf,
     pub troubles: Mutex<Vec<Trouble>>,
 }
 
@@ -182,22 +182,18 @@ impl Target {
         }
     }
 
-    pub fn change(&self, links: &[(usize, usize)], change: impl Fn(&mut Weather)) {
+    /// Does something with the proxies on some ways.
+    pub fn change(&self, links: &[(usize, usize)], change: impl Fn(&Proxy)) {
         for &(lane, node) in links {
-            self.nodes[node].proxies.change(lane, &change);
+            change(self.nodes[node].links.lane(lane));
         }
     }
 
     pub fn set(&self, links: &[(usize, usize)], requests: Mode, replies: Mode) {
-        self.change(links, |weather| {
-            weather.requests = requests;
-            weather.replies = replies;
-        });
+        self.change(links, |proxy| proxy.set(requests, replies));
     }
 
     pub fn calm(&self, links: &[(usize, usize)]) {
-        for &(lane, node) in links {
-            self.nodes[node].proxies.calm(lane);
-        }
+        self.change(links, Proxy::pass);
     }
 }

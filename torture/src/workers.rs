@@ -141,7 +141,7 @@ impl Workers {
                 seed: workers.seed,
             };
             let mut child = Command::new(std::env::current_exe()?)
-                .arg("--worker")
+                .arg("worker")
                 .args(arguments.to_words())
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())

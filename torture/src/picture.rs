@@ -5,9 +5,9 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::Plan;
 use crate::checker::Findings;
 use crate::history::{Claim, MS, Record, TTLS};
+use crate::plan::Plan;
 
 const WIDTH: f64 = 1800.0;
 const LEFT: f64 = 84.0;

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::Plan;
 use crate::checker::Findings;
 use crate::history::MS;
 use crate::minority::Minority;
+use crate::plan::Plan;
 use crate::resource::Tally;
 use crate::workers::Usage;
 
@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn plan(fault: &str) -> Plan {
-        Plan::parse(&["--fault".to_owned(), fault.to_owned()]).unwrap()
+        Plan::new(fault, 1).unwrap()
     }
 
     fn problem(change: impl FnOnce(&mut Outcome)) -> String {

@@ -1,15 +1,14 @@
 //! What each fault does.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::process::Signal;
+use testkit::{Mode, Proxy};
 use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
 use crate::faults::Fault;
 use crate::history::{TTLS, key, now};
-use crate::proxy::Mode;
 use crate::server::{Server, signal_to};
 use crate::target::{Outcome, Scope, Target};
 
@@ -28,13 +27,9 @@ impl Target {
         match fault {
             Fault::Freeze => {
                 let servers = self.take(&scope.nodes).await;
-                servers
-                    .iter()
-                    .for_each(|server| server.signal(Signal::STOP));
+                servers.iter().for_each(|server| server.freeze());
                 sleep(length).await;
-                servers
-                    .iter()
-                    .for_each(|server| server.signal(Signal::CONT));
+                servers.iter().for_each(|server| server.thaw());
             }
             Fault::PauseWorkers => {
                 let pids: Vec<u32> = lanes.iter().filter_map(|&l| self.workers.pid(l)).collect();
@@ -80,10 +75,7 @@ impl Target {
                 self.cut(links, moment, Mode::Pass, Mode::Reset).await;
             }
             Fault::Refuse => {
-                self.change(links, |weather| {
-                    weather.refuse = true;
-                    weather.epoch += 1;
-                });
+                self.change(links, Proxy::refuse);
                 sleep(length).await;
                 self.calm(links);
             }
@@ -276,26 +268,25 @@ impl Target {
     async fn promote(&self, scope: &Scope) -> Outcome {
         let mut masters = self.take(&scope.nodes).await;
         let mut replicas = Vec::new();
-        for (node, master) in scope.nodes.iter().zip(&masters) {
-            let folder = self.folder.join(format!("replica-{node}-{}", now()));
-            replicas.push(replica(folder, master).await?);
+        for master in &masters {
+            replicas.push(replica(master).await?);
         }
         for replica in &replicas {
-            replica.command::<()>(&["REPLICAOF", "NO", "ONE"])?;
+            replica.query::<()>(&["REPLICAOF", "NO", "ONE"])?;
         }
         // Long enough for locks to change hands at the old masters.
         sleep(Duration::from_millis(300)).await;
         let links = self.hold(&scope.lanes).await;
         for (&node, replica) in scope.nodes.iter().zip(&replicas) {
-            let proxies = &self.nodes[node].proxies;
-            proxies.target.store(replica.port, Ordering::SeqCst);
+            let to_node = &self.nodes[node].links;
+            to_node.lead_to(replica.port);
             for lane in (0..self.workers.count()).filter(|lane| !scope.lanes.contains(lane)) {
-                proxies.change(lane, |weather| weather.epoch += 1);
+                to_node.lane(lane).cut();
             }
         }
         sleep(scope.length).await;
         for ((&node, master), replica) in scope.nodes.iter().zip(&mut masters).zip(replicas) {
-            self.nodes[node].proxies.point_to(replica.port);
+            self.nodes[node].links.cut();
             **master = replica;
         }
         self.calm(&links);
@@ -336,18 +327,15 @@ fn raise_counters(connection: &mut redis::Connection, number: u128) -> redis::Re
 fn tell(servers: &[MutexGuard<'_, Server>], words: &[&str]) -> redis::RedisResult<()> {
     servers
         .iter()
-        .try_for_each(|server| server.command::<redis::Value>(words).map(drop))
+        .try_for_each(|server| server.query::<redis::Value>(words).map(drop))
 }
 
-async fn replica(
-    folder: std::path::PathBuf,
-    master: &Server,
-) -> Result<Server, Box<dyn std::error::Error + Send + Sync>> {
-    let replica = Server::start(folder)?;
+async fn replica(master: &Server) -> Result<Server, Box<dyn std::error::Error + Send + Sync>> {
+    let replica = Server::start()?;
     let port = master.port.to_string();
-    replica.command::<()>(&["REPLICAOF", "127.0.0.1", &port])?;
+    replica.query::<()>(&["REPLICAOF", "127.0.0.1", &port])?;
     for _ in 0..1000 {
-        let state: String = replica.command(&["INFO", "replication"])?;
+        let state: String = replica.query(&["INFO", "replication"])?;
         if state.contains("master_link_status:up") {
             break;
         }
@@ -357,12 +345,12 @@ async fn replica(
 }
 
 fn evict(server: &Server) -> redis::RedisResult<()> {
-    let set = |what, value| server.command::<()>(&["CONFIG", "SET", what, value]);
+    let set = |what, value| server.query::<()>(&["CONFIG", "SET", what, value]);
     set("maxmemory-policy", "allkeys-random")?;
     set("maxmemory", "1")?;
     // A command that takes memory makes the server evict.
     for _ in 0..50 {
-        let _ = server.command::<()>(&["SET", "torture:filler", "x", "PX", "1"]);
+        let _ = server.query::<()>(&["SET", "torture:filler", "x", "PX", "1"]);
     }
     set("maxmemory", "0")?;
     set("maxmemory-policy", "noeviction")

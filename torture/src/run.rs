@@ -1,0 +1,188 @@
+//! One run: servers, workers and faults, and then the check of what happened.
+
+use std::error::Error;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::checker::Findings;
+use crate::faults::Class;
+use crate::history::{History, MS, now};
+use crate::links::Links;
+use crate::minority::Minority;
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::report::Outcome;
+use crate::resource::Resource;
+use crate::server::Server;
+use crate::target::{Node, Target};
+use crate::workers::Workers;
+use crate::{checker, history, majority, minority, observer, picture, probe, pulse, report};
+
+const WORKERS: usize = 8;
+/// The end of a run is without faults, so that the checker sees everything recover.
+const CALM: u64 = 3000 * MS;
+/// How long the workers may take to end: an unreachable server is put up with for this long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let history = Arc::new(History::default());
+    let resource = Arc::new(Resource::default());
+    let socket = folder.path().join("resource");
+    resource.serve(tokio::net::UnixListener::bind(&socket)?, &history);
+    testkit::runtime().spawn(pulse::of_traffic(Arc::clone(&history)));
+    let nodes = start_nodes(plan)?;
+    let observers: Vec<_> = nodes
+        .iter()
+        .map(|node| Observer::start(Arc::clone(&node.links.target)))
+        .collect();
+    let ports = |lane| nodes.iter().map(|n| n.links.lane(lane).port()).collect();
+    let ports: Vec<Vec<u16>> = (0..WORKERS).map(ports).collect();
+    let workers = Workers::start(ports, plan.seed, socket, &history)?;
+    let target = Target {
+        nodes,
+        workers: Arc::clone(&workers),
+        history: Arc::clone(&history),
+        troubles: std::sync::Mutex::default(),
+    };
+    let from = now();
+    let probed = disturb(plan, &target, from + plan.seconds * 1000 * MS).await?;
+    let end = now();
+    let usage = workers.measure();
+    let finishing = Arc::clone(&workers);
+    let hung = tokio::task::spawn_blocking(move || finishing.finish(PATIENCE)).await?;
+    // What was forgotten, or left by a killed worker, is gone after a TTL and a waiter's life.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let mut left = Vec::new();
+    for node in &target.nodes {
+        left.extend(left_over(&*node.server.lock().await)?);
+    }
+    // For each key, the runs of each server.
+    let mut seen = vec![Vec::new(); history::TTLS.len()];
+    for observer in observers {
+        for (seen, runs) in seen.iter_mut().zip(observer.finish()) {
+            seen.push(runs);
+        }
+    }
+    let tally = match resource.tally.lock() {
+        Ok(tally) => *tally,
+        Err(_) => return Err("the resource has failed".into()),
+    };
+    let (mut findings, minority) = check(plan, &target, &seen, end)?;
+    findings.violations.extend(probed);
+    if let Some(page) = &plan.page {
+        history.with(|record| picture::draw(record, &findings, plan, (from, end), page))?;
+    }
+    let (lives, errors) =
+        history.with(|record| (record.lives.len(), std::mem::take(&mut record.errors)));
+    Ok(Outcome {
+        findings,
+        minority,
+        tally,
+        hung,
+        left,
+        usage,
+        lives,
+        errors,
+        disturbances: history.with(|record| record.disturbances.len()),
+        length: end - from,
+    })
+}
+
+fn start_nodes(plan: &Plan) -> io::Result<Vec<Node>> {
+    let node = |_| {
+        let server = match plan.needs_clocks() {
+            true => Server::start_with_clock()?,
+            false => Server::start()?,
+        };
+        Ok(Node {
+            links: Links::to(server.port, WORKERS),
+            server: tokio::sync::Mutex::new(server),
+        })
+    };
+    (0..plan.servers).map(node).collect()
+}
+
+/// Carries out the faults of the plan; returns what the probe found meanwhile.
+async fn disturb(plan: &Plan, target: &Target, until: u64) -> Result<Vec<String>, Box<dyn Error>> {
+    let calm_from = until.saturating_sub(CALM).max(now());
+    let measure = async {
+        while now() < until {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            target.workers.measure();
+        }
+    };
+    let second = match plan.at_once {
+        1 => &[][..],
+        _ => &plan.faults,
+    };
+    let probe = async {
+        match &target.nodes[..] {
+            [only] => probe::run(Arc::clone(&only.links.target), until).await,
+            // A key that is deleted on one server after another is given back by right, as long
+            // as a majority has it.
+            _ => Vec::new(),
+        }
+    };
+    let (first, second, (), probed) = tokio::join!(
+        target.disturb(&plan.faults, plan.seed, calm_from),
+        target.disturb(second, plan.seed + 1, calm_from),
+        measure,
+        probe,
+    );
+    first.and(second).map_err(|error| error.to_string())?;
+    Ok(probed)
+}
+
+/// Checks what was `seen`: for each key, by each server's observer.
+fn check(
+    plan: &Plan,
+    target: &Target,
+    seen: &[Vec<Vec<observer::Run>>],
+    end: u64,
+) -> Result<(Findings, Minority), Box<dyn Error>> {
+    let history = &target.history;
+    let runs: Vec<_> = seen.iter().map(|servers| majority::of(servers)).collect();
+    let mut findings = history.with(|record| checker::check(record, &runs, plan.class(), end));
+    if plan.servers > 1 && plan.class() == Class::Safe {
+        findings.violations.extend(leaks(history, seen, end));
+    }
+    let troubles = match target.troubles.lock() {
+        Ok(troubles) => troubles.clone(),
+        Err(_) => return Err("the faults have failed".into()),
+    };
+    let mut minority =
+        history.with(|record| minority::check(record, &troubles, &findings.overlaps));
+    if plan.class() == Class::Unsafe {
+        minority.violations.clear();
+    }
+    Ok((findings, minority))
+}
+
+/// P10 at each server of a quorum by itself.
+fn leaks(history: &History, seen: &[Vec<Vec<observer::Run>>], end: u64) -> Vec<String> {
+    let mut violations = Vec::new();
+    for server in 0..seen[0].len() {
+        let runs: Vec<_> = seen.iter().map(|servers| servers[server].clone()).collect();
+        let leaks = history.with(|record| checker::leaks(record, &runs, end));
+        violations.extend(
+            leaks
+                .into_iter()
+                .map(|leak| format!("{leak}, on server {server}")),
+        );
+    }
+    violations
+}
+
+/// What should not be on the server when nobody holds or waits.
+fn left_over(server: &Server) -> redis::RedisResult<Vec<String>> {
+    let mut left: Vec<String> = server.query(&["KEYS", "torture:*"])?;
+    for key in server.query::<Vec<String>>(&["KEYS", "{torture:*"])? {
+        let millis: i64 = server.query(&["PTTL", &key])?;
+        if report::is_left_over(&key, millis) {
+            left.push(key);
+        }
+    }
+    Ok(left)
+}
