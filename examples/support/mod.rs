@@ -2,18 +2,18 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each program uses its part")]
 
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::io::ErrorKind;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use testkit::{Launch, Server};
 
 /// The Redis that an example runs on, if there is one.
 pub enum Redis {
     /// The one that `REDIS_URL` names.
     Given(String),
     /// A `redis-server` from the PATH, for the length of the run.
-    Private(PrivateServer),
+    Private(Server),
     /// None: the example runs on the in-memory backend.
     Absent,
 }
@@ -27,14 +27,14 @@ impl Redis {
             println!("Redis: the server that REDIS_URL names");
             return Self::Given(url);
         }
-        match PrivateServer::start() {
+        match Launch::default().start() {
             Ok(server) => {
                 println!("Redis: a private redis-server on port {}", server.port);
                 Self::Private(server)
             }
             Err(error) => {
                 let why = match error.kind() {
-                    io::ErrorKind::NotFound => "there is no redis-server on the PATH".to_owned(),
+                    ErrorKind::NotFound => "there is no redis-server on the PATH".to_owned(),
                     _ => format!("the redis-server on the PATH fails: {error}"),
                 };
                 println!("Redis: {why}, so this runs on the in-memory backend");
@@ -67,66 +67,6 @@ pub fn overwrite(url: &str, key: &str) -> redis::RedisResult<()> {
     let mut set = redis::cmd("SET");
     set.arg(key).arg("a program with a bug").arg("PX").arg(500);
     set.exec(&mut connection)
-}
-
-/// A redis-server that ends with this value, also when the program fails or panics.
-pub struct PrivateServer {
-    child: Child,
-    port: u16,
-}
-
-impl PrivateServer {
-    pub fn start() -> io::Result<Self> {
-        // Somebody else may take a free port before the server does.
-        for _ in 0..5 {
-            let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-            let child = Command::new("redis-server")
-                .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
-                .args(["--save", "", "--appendonly", "no"])
-                .current_dir(std::env::temp_dir())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()?;
-            let mut server = Self { child, port };
-            if server.comes_up()? {
-                return Ok(server);
-            }
-        }
-        Err(io::Error::other("it does not start"))
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/", self.port)
-    }
-
-    fn comes_up(&mut self) -> io::Result<bool> {
-        let until = Instant::now() + Duration::from_secs(5);
-        while Instant::now() < until && self.child.try_wait()?.is_none() {
-            if self.answers() {
-                // On a port that another server has, ours has ended by now or is about to.
-                return Ok(self.child.try_wait()?.is_none());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(false)
-    }
-
-    fn answers(&self) -> bool {
-        let answer = TcpStream::connect(("127.0.0.1", self.port)).and_then(|mut stream| {
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            stream.write_all(b"PING\r\n")?;
-            stream.read(&mut [0; 16])
-        });
-        answer.is_ok_and(|length| length > 0)
-    }
-}
-
-impl Drop for PrivateServer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A store that refuses a write whose fencing token is older than one that it has seen.
