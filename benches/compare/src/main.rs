@@ -1,18 +1,19 @@
 //! redlease beside the least that a lock on Redis costs and beside its peers, on redis-servers
 //! that this program starts on free loopback ports.
 
+#![allow(unreachable_pub, reason = "the modules of a program")]
+
 mod chart;
 mod contender;
+mod counts;
 mod figure;
 mod floor;
 mod hold;
-mod link;
 mod load;
 mod measure;
 mod ours;
 mod peers;
 mod scenario;
-mod server;
 mod table;
 mod worker;
 
@@ -23,8 +24,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 
 use scenario::{Scale, Scenario};
-use server::Server;
 use table::{Row, Setting};
+use testkit::Launch;
 
 /// Compares redlease with bare redis-rs, rslock and async-redis-lock, all in one run: the
 /// contenders take turns in short slices, and figures are compared within a round.
@@ -147,7 +148,7 @@ fn setting(scale: Scale) -> Result<Setting> {
         versions: format!(
             "{} cores, loopback, {}; redlease {}, rslock {}, async-redis-lock {}",
             threads(),
-            Server::start()?.version()?,
+            Launch::default().start()?.version()?,
             version("redlease")?,
             version("rslock")?,
             version("async-redis-lock")?,

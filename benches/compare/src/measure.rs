@@ -2,14 +2,15 @@
 //! machine does disturbs all of them alike. Figures are compared within a round.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use testkit::{Launch, Mode, Proxy, Server};
 
 use crate::contender::Contender;
-use crate::link::Links;
+use crate::counts::Counts;
 use crate::load::{Held, Report, now};
-use crate::server::Server;
 use crate::worker::{Load, Task, Worker};
 
 /// From the word "go" to the start of a slice: all processes have heard it by then.
@@ -52,18 +53,20 @@ pub type Samples = BTreeMap<Contender, Vec<Sample>>;
 /// Runs a case on servers of its own.
 pub fn run(case: &Case) -> Result<Samples> {
     let servers = (0..case.servers)
-        .map(|_| Server::start())
-        .collect::<Result<Vec<_>>>()?;
-    let mut ports: Vec<u16> = servers.iter().map(Server::port).collect();
-    let links = case.delay.map(|delay| Links::before(&ports, delay));
-    let links = links.transpose()?;
-    if let Some(links) = &links {
-        ports.clone_from(&links.ports);
-    }
-    let urls: Vec<String> = ports
-        .iter()
-        .map(|port| format!("redis://127.0.0.1:{port}/"))
-        .collect();
+        .map(|_| Launch::default().start())
+        .collect::<io::Result<Vec<_>>>()?;
+    let links: Option<Vec<Proxy>> = case.delay.map(|delay| {
+        let link = |server: &Server| {
+            let link = Proxy::before(server.port);
+            link.set(Mode::Delay(delay), Mode::Delay(delay));
+            link
+        };
+        servers.iter().map(link).collect()
+    });
+    let urls: Vec<String> = match &links {
+        None => servers.iter().map(Server::url).collect(),
+        Some(links) => links.iter().map(Proxy::url).collect(),
+    };
     let mut samples = Samples::new();
     for round in 0..case.rounds {
         let mut order = case.contenders.clone();
@@ -100,12 +103,9 @@ fn slice(case: &Case, contender: Contender, servers: &[Server], urls: &[String])
     for worker in &mut workers {
         worker.wait_ready()?;
     }
-    let before = servers
-        .iter()
-        .map(Server::counts)
-        .collect::<Result<Vec<_>>>()?;
+    let before = servers.iter().map(Counts::of).collect::<Result<Vec<_>>>()?;
     if case.frozen {
-        servers[0].freeze()?;
+        servers[0].freeze();
     }
     let start = now() + HEAD_START.as_nanos() as u64;
     let end = start + case.slice.as_nanos() as u64;
@@ -117,13 +117,11 @@ fn slice(case: &Case, contender: Contender, servers: &[Server], urls: &[String])
         .map(Worker::collect)
         .collect::<Result<Vec<_>>>()?;
     if case.frozen {
-        servers[0].thaw()?;
+        servers[0].thaw();
     }
     let (mut requests, mut server_micros) = (0, 0);
     for (server, before) in servers.iter().zip(&before) {
-        let spent = server
-            .counts()?
-            .requests_since(before, contender.sends_set());
+        let spent = Counts::of(server)?.requests_since(before, contender.sends_set());
         requests += spent.0;
         server_micros += spent.1;
     }
