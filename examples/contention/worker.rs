@@ -92,7 +92,7 @@ async fn contend(
     let tasks: Vec<_> = (0..load.tasks)
         .map(|_| tokio::spawn(task(lock.clone(), Arc::clone(&load), end)))
         .collect();
-    let mut output = BufWriter::new(std::io::stdout().lock());
+    let mut output = BufWriter::new(std::io::stdout());
     for task in tasks {
         let (count, holds) = task.await??;
         writeln!(output, "count {count}")?;

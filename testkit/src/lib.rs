@@ -2,6 +2,10 @@
 //! own, and a proxy that stands in for a network with faults.
 
 #![allow(
+    clippy::exhaustive_enums,
+    reason = "nobody outside this workspace uses it"
+)]
+#![allow(
     clippy::missing_panics_doc,
     reason = "a panic is how a test says what went wrong"
 )]

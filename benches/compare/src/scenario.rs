@@ -175,8 +175,7 @@ impl Scenario {
             Self::HandOff => {
                 let mut load = timed(cycles(4, Some("hand-off")));
                 (load.section, load.pause) = (SECTION, REST);
-                let case = scale.longer(2);
-                let case = case.one_server(4, load, &WAITING);
+                let case = scale.longer(2).one_server(4, load, &WAITING);
                 let mut gap = figure("mean hand-off, ms", Sample::hand_off_millis, Some(Rslock));
                 gap.in_chart = true;
                 vec![entry("4 processes × 4", case, [gap, FAIRNESS])]
