@@ -47,6 +47,15 @@ struct Ending {
     token: Option<CancellationToken>,
 }
 
+impl Ending {
+    /// What is known of the last attempt to renew stays as it was at the loss.
+    fn note(&mut self, last_error: Option<Cause>) {
+        if self.reason.is_none() {
+            self.last_error = last_error;
+        }
+    }
+}
+
 impl Lease {
     pub(crate) fn new(
         clock: Clock,
@@ -132,13 +141,12 @@ impl Lease {
     /// Ends the lease because its deadline has passed.
     pub(crate) fn expire(&self) {
         let deadline = self.deadline.load(Ordering::Acquire) & !LOST;
-        let last_error = self.ending.lock().last_error.clone();
-        self.lose(self.passing_of(deadline, last_error));
+        self.lose(self.passing_of(deadline));
     }
 
-    /// Keeps what the last attempt to renew failed with, for the reason of a later loss.
+    /// Keeps what the last attempt to renew failed with, for the error of a later loss.
     pub(crate) fn note_failure(&self, cause: Cause) {
-        self.ending.lock().last_error = Some(cause);
+        self.ending.lock().note(Some(cause));
     }
 
     /// Whether the last attempt to renew failed.
@@ -147,7 +155,7 @@ impl Lease {
     }
 
     pub(crate) fn forget_failure(&self) {
-        self.ending.lock().last_error = None;
+        self.ending.lock().note(None);
     }
 
     pub(crate) fn lost_reason(&self) -> Option<LostReason> {
@@ -157,14 +165,18 @@ impl Lease {
         let mut ending = self.ending.lock();
         let deadline = self.deadline.load(Ordering::Acquire);
         self.settle_reason(&mut ending, deadline);
-        ending.reason.clone()
+        ending.reason
     }
 
     pub(crate) fn ensure_held(&self) -> Result<(), Lost> {
-        match self.lost_reason() {
-            None => Ok(()),
-            Some(reason) => Err(Lost::new(Arc::clone(self.key.name()), reason)),
-        }
+        let Some(reason) = self.lost_reason() else {
+            return Ok(());
+        };
+        let last_error = match reason {
+            LostReason::Expired => self.ending.lock().last_error.clone(),
+            _ => None,
+        };
+        Err(Lost::new(Arc::clone(self.key.name()), reason, last_error))
     }
 
     pub(crate) fn deadline(&self) -> Moment {
@@ -195,16 +207,16 @@ impl Lease {
     /// L3: gives the loss its reason if it has none yet.
     fn settle_reason(&self, ending: &mut Ending, deadline: u64) {
         if ending.reason.is_none() {
-            ending.reason = Some(self.passing_of(deadline & !LOST, ending.last_error.clone()));
+            ending.reason = Some(self.passing_of(deadline & !LOST));
         }
     }
 
     /// Why a lease ended that nobody ended but the clock.
-    fn passing_of(&self, deadline: u64, last_error: Option<Cause>) -> LostReason {
+    fn passing_of(&self, deadline: u64) -> LostReason {
         if deadline == self.hold_until.nanos() {
             LostReason::MaxHold
         } else {
-            LostReason::Expired { last_error }
+            LostReason::Expired
         }
     }
 
@@ -235,10 +247,7 @@ mod tests {
         clock.advance(Duration::from_nanos(1));
         assert!(lease.is_lost());
         assert_eq!(lease.remaining(), Duration::ZERO);
-        assert!(matches!(
-            lease.lost_reason(),
-            Some(LostReason::Expired { last_error: None })
-        ));
+        assert_eq!(lease.lost_reason(), Some(LostReason::Expired));
     }
 
     #[test]
@@ -312,7 +321,9 @@ mod tests {
         lease.note_failure(Cause::new(std::io::Error::other("cut off")));
         clock.advance(TTL);
         lease.expire();
+        lease.forget_failure();
         let lost = lease.ensure_held().unwrap_err();
+        assert_eq!(lost.reason(), LostReason::Expired);
         let source = std::error::Error::source(&lost).unwrap();
         assert_eq!(source.to_string(), "cut off");
     }

@@ -6,18 +6,15 @@ use std::sync::Arc;
 use crate::fault::Cause;
 
 /// Why a lease was lost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
     /// The [`Locker`](crate::Locker) was closed, or its background thread ended, while the guard
     /// was alive.
     Closed,
-    /// The lease could not be renewed in time, and its local deadline passed.
-    #[non_exhaustive]
-    Expired {
-        /// What the last attempt to renew failed with, if there was one.
-        last_error: Option<Cause>,
-    },
+    /// The lease was not renewed in time, and its local deadline passed. What the last attempt to
+    /// renew failed with, if it failed, is the [`source()`](std::error::Error::source) of [`Lost`].
+    Expired,
     /// The guard was held for as long as [`Lock::max_hold`](crate::Lock::max_hold) allows. The key
     /// stays in Redis until its TTL, so that the holder has time to stop.
     MaxHold,
@@ -31,7 +28,7 @@ impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Closed => "the locker was closed",
-            Self::Expired { .. } => "it could not be renewed in time",
+            Self::Expired => "it was not renewed in time",
             Self::MaxHold => "it was held for the longest time allowed",
             Self::Removed => "the key was removed from redis",
             Self::Stolen => "another holder's value is in the key",
@@ -40,6 +37,9 @@ impl fmt::Display for LostReason {
 }
 
 /// The error of a lease that was lost: the caller no longer has the lock.
+///
+/// Its [`source()`](std::error::Error::source) is what the last attempt to renew failed with, if the
+/// lease expired because of that.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("lock {key:?}: the lease was lost: {reason}")]
 pub struct Lost {
@@ -50,11 +50,7 @@ pub struct Lost {
 }
 
 impl Lost {
-    pub(crate) fn new(key: Arc<str>, reason: LostReason) -> Self {
-        let last_error = match &reason {
-            LostReason::Expired { last_error } => last_error.clone(),
-            _ => None,
-        };
+    pub(crate) fn new(key: Arc<str>, reason: LostReason, last_error: Option<Cause>) -> Self {
         Self {
             key,
             reason,
@@ -63,12 +59,14 @@ impl Lost {
     }
 
     /// Returns the key of the lock.
+    #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
     /// Returns why the lease was lost.
-    pub fn reason(&self) -> &LostReason {
-        &self.reason
+    #[must_use]
+    pub fn reason(&self) -> LostReason {
+        self.reason
     }
 }

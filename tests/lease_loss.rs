@@ -1,5 +1,6 @@
 //! How and when a guard is lost, on a real server.
 
+use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -66,17 +67,9 @@ async fn p3_p4_a_frozen_server_costs_the_lease_at_its_deadline_and_not_before() 
     assert!(fired_at + BLINK >= deadline, "not before the deadline");
     let late = fired_at.saturating_duration_since(deadline);
     assert!(late < Duration::from_secs(2), "{late:?} late");
-    assert!(
-        matches!(
-            guard.lost_reason(),
-            Some(LostReason::Expired {
-                last_error: Some(_),
-                ..
-            })
-        ),
-        "{:?}",
-        guard.lost_reason()
-    );
+    let lost = guard.ensure_held().unwrap_err();
+    assert_eq!(lost.reason(), LostReason::Expired);
+    assert!(lost.source().is_some(), "what renewing failed with");
     server.thaw();
     // P5: the server is back, and the guard stays lost.
     eventually("the server answers", || {
@@ -155,7 +148,7 @@ fn a_blocked_runtime_does_not_lose_the_lease() {
 fn p4_the_token_fires_although_the_runtime_is_blocked() {
     let server = Server::start();
     with_blocked_workers(&server, TTL, |guard| {
-        let token = guard.lost();
+        let token = guard.lost().clone();
         server.freeze();
         let mut deadline = Instant::now() + guard.remaining();
         eventually_blocking("the token fires", || {
@@ -337,15 +330,9 @@ async fn without_auto_renewal_only_renew_extends_the_lease() {
     guard.renew().await.unwrap();
     assert!(guard.remaining() > before);
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
-    let reason = guard.lost_reason();
-    let by_clock = matches!(
-        reason,
-        Some(LostReason::Expired {
-            last_error: None,
-            ..
-        })
-    );
-    assert!(by_clock, "{reason:?}");
+    let lost = guard.ensure_held().unwrap_err();
+    assert_eq!(lost.reason(), LostReason::Expired);
+    assert!(lost.source().is_none(), "by the clock: {lost:?}");
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ fn in_thread<T: 'static>(
 fn name(reason: Option<LostReason>) -> &'static str {
     match reason {
         None => "held",
-        Some(LostReason::Expired { .. }) => "expired",
+        Some(LostReason::Expired) => "expired",
         Some(LostReason::Removed) => "removed",
         Some(LostReason::Stolen) => "stolen",
         Some(_) => "another",
