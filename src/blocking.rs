@@ -8,6 +8,9 @@
 //! [`run_until_lost`](crate::LockGuard::run_until_lost) of the asynchronous API has no
 //! counterpart, because a closure cannot be interrupted: ask [`LockGuard::is_lost`] in between.
 //!
+//! Each type converts from and into its counterpart at no cost, so that one locker serves both
+//! APIs.
+//!
 //! # Examples
 //!
 //! ```
@@ -20,21 +23,55 @@
 //! # */
 //! let lock = locker.mutex("nightly");
 //! let _g = lock.lock()?; // released at the end of the scope
+//!
+//! // The same locks, for asynchronous code.
+//! let tasks = redlease::Locker::from(locker.clone());
+//! # drop(tasks);
 //! # Ok(()) }
 //! ```
 
-use std::sync::Arc;
+mod guard;
+
+use std::fmt;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
+pub use self::guard::LockGuard;
 use crate::error::Error;
 use crate::holder::Holder;
-use crate::lost::{Lost, LostReason};
-use crate::{Released, guard, lock, locker};
+use crate::{builder, lock, locker};
+
+/// A type and its counterpart in the other API.
+macro_rules! counterparts {
+    ($($here:ident = $there:path;)*) => {$(
+        impl From<$there> for $here {
+            fn from(there: $there) -> Self {
+                Self(there)
+            }
+        }
+
+        impl From<$here> for $there {
+            fn from(here: $here) -> Self {
+                here.0
+            }
+        }
+
+        impl fmt::Debug for $here {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    )*};
+}
+
+counterparts! {
+    Builder = builder::Builder;
+    Lock = lock::Lock;
+    LockGuard = crate::LockGuard;
+    Locker = locker::Locker;
+}
 
 /// Makes locks; see [`Locker`](crate::Locker).
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Locker(locker::Locker);
 
 impl Locker {
@@ -71,7 +108,7 @@ impl Locker {
         Self(locker::Locker::in_memory())
     }
 
-    /// Returns a handle on the lock of a key, without I/O.
+    /// Returns a handle on the mutex of a key; see [`Locker::mutex`](crate::Locker::mutex).
     pub fn mutex(&self, key: impl Into<String>) -> Lock {
         Lock(self.0.mutex(key))
     }
@@ -89,9 +126,9 @@ impl Locker {
 
 /// Builds a [`Locker`]; the settings and their defaults are those of
 /// [`Builder`](crate::Builder).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 #[must_use = "a builder does nothing until it connects"]
-pub struct Builder(locker::Builder);
+pub struct Builder(builder::Builder);
 
 impl Builder {
     /// Sets the owner label; see [`Builder::owner`](crate::Builder::owner).
@@ -116,13 +153,47 @@ impl Builder {
         Self(self.0.flush_timeout(timeout))
     }
 
+    /// Sets the TTL of each lock that does not set its own; see
+    /// [`Builder::ttl`](crate::Builder::ttl).
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self(self.0.ttl(ttl))
+    }
+
+    /// Sets how often the watchdog renews; see
+    /// [`Builder::renew_every`](crate::Builder::renew_every).
+    pub fn renew_every(self, interval: Duration) -> Self {
+        Self(self.0.renew_every(interval))
+    }
+
+    /// Sets after how long a guard is lost; see [`Builder::max_hold`](crate::Builder::max_hold).
+    pub fn max_hold(self, limit: Duration) -> Self {
+        Self(self.0.max_hold(limit))
+    }
+
+    /// Sets whether the watchdog renews; see [`Builder::auto_renew`](crate::Builder::auto_renew).
+    pub fn auto_renew(self, renew: bool) -> Self {
+        Self(self.0.auto_renew(renew))
+    }
+
+    /// Sets for how long a process passes a lock on among its own waiters; see
+    /// [`Builder::handover_for`](crate::Builder::handover_for).
+    pub fn handover_for(self, stretch: Duration) -> Self {
+        Self(self.0.handover_for(stretch))
+    }
+
+    /// Sets how long an unreachable Redis is put up with; see
+    /// [`Builder::outage_limit`](crate::Builder::outage_limit).
+    pub fn outage_limit(self, limit: Duration) -> Self {
+        Self(self.0.outage_limit(limit))
+    }
+
     /// Connects to one Redis server by its URL.
     ///
     /// # Errors
     ///
     /// As for [`Builder::connect`](crate::Builder::connect).
     pub fn connect(self, url: impl AsRef<str>) -> Result<Locker, Error> {
-        self.0.connect_blocking(url.as_ref()).map(Locker)
+        self.connect_lazily(url)?.0.connected_blocking().map(Locker)
     }
 
     /// Connects to the server of a `redis::Client`.
@@ -131,7 +202,10 @@ impl Builder {
     ///
     /// As for [`Builder::connect_client`](crate::Builder::connect_client).
     pub fn connect_client(self, client: redis::Client) -> Result<Locker, Error> {
-        self.0.connect_client_blocking(&client).map(Locker)
+        self.connect_client_lazily(client)?
+            .0
+            .connected_blocking()
+            .map(Locker)
     }
 
     /// Connects to a quorum of independent servers by their URLs.
@@ -140,7 +214,37 @@ impl Builder {
     ///
     /// As for [`Builder::quorum`](crate::Builder::quorum).
     pub fn quorum(self, urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Locker, Error> {
-        self.0.quorum_blocking(urls).map(Locker)
+        self.quorum_lazily(urls)?.0.connected_blocking().map(Locker)
+    }
+
+    /// Makes a locker for one Redis server that need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::connect_lazily`](crate::Builder::connect_lazily).
+    pub fn connect_lazily(self, url: impl AsRef<str>) -> Result<Locker, Error> {
+        self.0.connect_lazily(url).map(Locker)
+    }
+
+    /// Makes a locker for the server of a `redis::Client`, which need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::connect_client_lazily`](crate::Builder::connect_client_lazily).
+    pub fn connect_client_lazily(self, client: redis::Client) -> Result<Locker, Error> {
+        self.0.connect_client_lazily(client).map(Locker)
+    }
+
+    /// Makes a locker for a quorum of independent servers that need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Builder::quorum_lazily`](crate::Builder::quorum_lazily).
+    pub fn quorum_lazily(
+        self,
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Locker, Error> {
+        self.0.quorum_lazily(urls).map(Locker)
     }
 
     /// Makes a locker without Redis.
@@ -154,7 +258,7 @@ impl Builder {
 }
 
 /// A handle on the lock of one key; see [`Lock`](crate::Lock) for the options and their defaults.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a lock does nothing until it is acquired"]
 pub struct Lock(lock::Lock);
 
@@ -192,6 +296,7 @@ impl Lock {
     }
 
     /// Returns the key, with the prefix of the locker.
+    #[must_use]
     pub fn key(&self) -> &str {
         self.0.key()
     }
@@ -203,7 +308,7 @@ impl Lock {
     /// As for [`Lock::lock`](crate::Lock::lock).
     pub fn lock(&self) -> Result<LockGuard, Error> {
         let guard = self.block_on(async |lock| lock.lock().await)?;
-        Ok(LockGuard(guard))
+        Ok(guard.into())
     }
 
     /// Tries once to acquire the lock; `None` if somebody else has it.
@@ -213,7 +318,7 @@ impl Lock {
     /// As for [`Lock::try_lock`](crate::Lock::try_lock).
     pub fn try_lock(&self) -> Result<Option<LockGuard>, Error> {
         let guard = self.block_on(async |lock| lock.try_lock().await)?;
-        Ok(guard.map(LockGuard))
+        Ok(guard.map(LockGuard::from))
     }
 
     /// Acquires the lock if it becomes free within `limit`; `None` otherwise.
@@ -223,7 +328,7 @@ impl Lock {
     /// As for [`Lock::try_lock_for`](crate::Lock::try_lock_for).
     pub fn try_lock_for(&self, limit: Duration) -> Result<Option<LockGuard>, Error> {
         let guard = self.block_on(async move |lock| lock.try_lock_for(limit).await)?;
-        Ok(guard.map(LockGuard))
+        Ok(guard.map(LockGuard::from))
     }
 
     /// Acquires the lock, runs a routine with it, and releases the lock.
@@ -277,83 +382,5 @@ impl Lock {
     {
         let key = Some(self.0.name());
         self.0.share().block_on(key, call(self.0.clone()))
-    }
-}
-
-/// A lock that is held. Dropping it releases the lock; see [`LockGuard`](crate::LockGuard).
-#[derive(Debug)]
-#[must_use = "if unused, the lock is released immediately"]
-#[clippy::has_significant_drop]
-pub struct LockGuard(guard::LockGuard);
-
-impl LockGuard {
-    /// Returns the key of the lock, with the prefix of the locker.
-    pub fn key(&self) -> &str {
-        self.0.key()
-    }
-
-    /// Returns the value that this acquisition has in Redis: `<uuid>:<owner label>`.
-    pub fn value(&self) -> &str {
-        self.0.value()
-    }
-
-    /// Returns whether the lease is over, by the clock alone; see
-    /// [`LockGuard::is_lost`](crate::LockGuard::is_lost).
-    pub fn is_lost(&self) -> bool {
-        self.0.is_lost()
-    }
-
-    /// Returns an error if the lease is over.
-    ///
-    /// # Errors
-    ///
-    /// [`Lost`], with the reason.
-    pub fn ensure_held(&self) -> Result<(), Lost> {
-        self.0.ensure_held()
-    }
-
-    /// Returns a token that fires when the lease is lost; see
-    /// [`LockGuard::lost`](crate::LockGuard::lost).
-    pub fn lost(&self) -> &CancellationToken {
-        self.0.lost()
-    }
-
-    /// Returns why the lease was lost, or `None` while it is held.
-    pub fn lost_reason(&self) -> Option<LostReason> {
-        self.0.lost_reason()
-    }
-
-    /// Returns how long the lease lasts from now if it is not renewed; zero if it is lost.
-    pub fn remaining(&self) -> Duration {
-        self.0.remaining()
-    }
-
-    /// Returns the fencing token; see
-    /// [`LockGuard::fencing_token`](crate::LockGuard::fencing_token).
-    pub fn fencing_token(&self) -> u64 {
-        self.0.fencing_token()
-    }
-
-    /// Asks Redis now whether the lock is still ours, and extends the lease to its full TTL.
-    ///
-    /// # Errors
-    ///
-    /// As for [`LockGuard::renew`](crate::LockGuard::renew).
-    pub fn renew(&self) -> Result<(), Error> {
-        let lock = self.0.lock();
-        self.0.handle().block_on(Some(lock.name()), lock.renew())
-    }
-
-    /// Releases the lock, and says what became of it.
-    ///
-    /// # Errors
-    ///
-    /// As for [`LockGuard::release`](crate::LockGuard::release).
-    pub fn release(self) -> Result<Released, Error> {
-        let key = Arc::clone(self.0.lock().name());
-        // Outlives the guard, so that the last handle is not dropped on the background thread.
-        let handle = Arc::clone(self.0.handle());
-        let release = async move { self.0.release().await };
-        handle.block_on(Some(&key), release)
     }
 }

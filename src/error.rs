@@ -88,7 +88,8 @@ impl Error {
         }
     }
 
-    /// The key of the lock that the error is about, if it is about one.
+    /// Returns the key of the lock that the error is about, if it is about one.
+    #[must_use]
     pub fn key(&self) -> Option<&str> {
         match self {
             Self::Closed { key }
@@ -119,7 +120,7 @@ impl Fault {
     }
 }
 
-/// The beginning of every message: the lock by its key, or Redis as such.
+/// The beginning of every message: the lock by its key, or the locker as such.
 struct Subject<'a>(&'a Option<Arc<str>>);
 
 impl fmt::Display for Subject<'_> {

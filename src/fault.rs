@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::ops::Deref;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 /// What stands behind an [`Error`](crate::Error) or a loss; clones share it.
@@ -26,6 +27,10 @@ impl Deref for Cause {
         &*self.0
     }
 }
+
+// It is only ever read.
+impl UnwindSafe for Cause {}
+impl RefUnwindSafe for Cause {}
 
 impl fmt::Debug for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -39,7 +40,6 @@ pub struct LockGuard {
     lock: HeldLock,
     // Behind the lock, so that the last handle waits for its release.
     handle: Arc<Share>,
-    lost: OnceLock<CancellationToken>,
 }
 
 impl LockGuard {
@@ -47,7 +47,6 @@ impl LockGuard {
         Self {
             lock,
             handle: Arc::clone(handle),
-            lost: OnceLock::new(),
         }
     }
 
@@ -60,11 +59,13 @@ impl LockGuard {
     }
 
     /// Returns the key of the lock, with the prefix of the locker.
+    #[must_use]
     pub fn key(&self) -> &str {
         self.lock.name()
     }
 
     /// Returns the value that this acquisition has in Redis: `<uuid>:<owner label>`.
+    #[must_use]
     pub fn value(&self) -> &str {
         self.lock.value()
     }
@@ -83,6 +84,7 @@ impl LockGuard {
     /// assert!(!guard.is_lost());
     /// # Ok(()) }
     /// ```
+    #[must_use]
     pub fn is_lost(&self) -> bool {
         self.lock.lease().is_lost()
     }
@@ -99,8 +101,11 @@ impl LockGuard {
     /// Returns a token that fires when the lease is lost, and never because of a release.
     ///
     /// It fires at the deadline even if every thread of the caller's runtime is blocked, and at
-    /// once when Redis says that the key is not ours. Clones of it in other tasks hear of the loss
-    /// also if the guard is dropped as soon as it is lost. Cancelling it does nothing to the lock.
+    /// once when Redis says that the key is not ours. In another task it hears of the loss also if
+    /// the guard is dropped as soon as it is lost.
+    ///
+    /// Each call returns a token of its own: to cancel it does nothing to the lock, and touches
+    /// neither the guard nor the token of anybody else. Clones of one token are the same token.
     ///
     /// # Examples
     ///
@@ -109,19 +114,34 @@ impl LockGuard {
     /// # let locker = redlease::Locker::in_memory();
     /// # async fn next_step() -> bool { false }
     /// let guard = locker.mutex("invoice:42").lock().await?;
+    /// let lost = guard.lost();
     /// loop {
     ///     tokio::select! {
-    ///         () = guard.lost().cancelled() => break, // stop: somebody else may have the lock
+    ///         () = lost.cancelled() => break, // stop: somebody else may have the lock
     ///         more = next_step() => if !more { break },
     ///     }
     /// }
     /// # Ok(()) }
     /// ```
-    pub fn lost(&self) -> &CancellationToken {
-        self.lost.get_or_init(|| self.lock.lease().token())
+    ///
+    /// Where a future is wanted that borrows nothing:
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), redlease::Error> {
+    /// # let locker = redlease::Locker::in_memory();
+    /// # let guard = locker.mutex("invoice:42").lock().await?;
+    /// # let watcher =
+    /// tokio::spawn(guard.lost().cancelled_owned());
+    /// # watcher.abort();
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.lock.lease().token()
     }
 
     /// Returns why the lease was lost, or `None` while it is held.
+    #[must_use]
     pub fn lost_reason(&self) -> Option<LostReason> {
         self.lock.lease().lost_reason()
     }
@@ -130,6 +150,7 @@ impl LockGuard {
     ///
     /// This is the time until the local deadline, which is earlier than the key's expiry in Redis
     /// by TTL/100 + 2 ms and the time that the request took.
+    #[must_use]
     pub fn remaining(&self) -> Duration {
         self.lock.lease().remaining()
     }
@@ -140,6 +161,7 @@ impl LockGuard {
     /// that it has seen. It fits an SQL `BIGINT`, and a double without rounding. The order holds
     /// in real time: if this acquisition ended before another began, its token is smaller. It
     /// survives the loss of the server's data up to the error of the clients' wall clocks.
+    #[must_use]
     pub fn fencing_token(&self) -> u64 {
         self.lock.lease().fence()
     }
@@ -231,7 +253,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn release(self) -> Result<Released, Error> {
-        let Self { lock, handle, .. } = self;
+        let Self { lock, handle } = self;
         let released = lock.release().await;
         drop(handle);
         released
@@ -243,18 +265,12 @@ impl fmt::Debug for LockGuard {
         f.debug_struct("LockGuard")
             .field("key", &self.key())
             .field("fencing_token", &self.fencing_token())
-            .field("is_lost", &self.is_lost())
+            .field("remaining", &self.remaining())
+            .field("lost", &self.lost_reason())
             .finish_non_exhaustive()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::LockGuard;
-
-    #[test]
-    fn bounds() {
-        fn is<T: Send + Sync + 'static>() {}
-        is::<LockGuard>();
-    }
-}
+// As for `Locker`.
+impl UnwindSafe for LockGuard {}
+impl RefUnwindSafe for LockGuard {}

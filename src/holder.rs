@@ -36,6 +36,10 @@ impl Owner {
         Self(format!("{}/{}", host(), std::process::id()).into())
     }
 
+    pub(crate) fn label(&self) -> &str {
+        &self.0
+    }
+
     /// A value that no other acquisition ever had or will have (P6).
     pub(crate) fn fresh_value(&self) -> Arc<str> {
         let mut buffer = Uuid::encode_buffer();
@@ -49,7 +53,7 @@ impl Owner {
 }
 
 /// Who has a lock, as Redis tells it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Holder {
     /// The owner label (`host/pid` by default), if the value has the form that this crate writes.

@@ -24,7 +24,8 @@
 //! ```
 //!
 //! The asynchronous API needs a tokio runtime. [`blocking`] has the same names without `async`
-//! and needs none. [`Locker::in_memory`] serves unit tests without a Redis.
+//! and needs none; the two convert into each other. [`Locker::in_memory`] serves unit tests without
+//! a Redis, and [`Builder::connect_lazily`] a process that starts before its Redis does.
 //!
 //! # Which lock should you use?
 //!
@@ -93,6 +94,7 @@
 //! * Exclusion across what makes Redis forget or misjudge the key: a failover that lost it (a
 //!   replica may lack an acknowledged write), a restart without its data, a step of the server's
 //!   clock, eviction (set `maxmemory-policy noeviction`), `FLUSHALL`.
+//! * Anything from a replica that takes writes (`replica-read-only no`): it is taken for a master.
 //! * An end to a holder that hangs. It is renewed for as long as its process lives, and so is a
 //!   guard that was leaked, unless [`Lock::max_hold`] is set.
 //! * Re-entrance. A task that acquires a key that it holds waits for itself.
@@ -186,11 +188,12 @@
 //!
 //! On the servers of a quorum also `~{invoice:42}:fence-owner`, and `+select` where the URL names a
 //! database. The last line makes waiting and the notice of a theft prompt, and can be missing. Any
-//! other missing command is [`Error::Refused`] when the locker connects, a missing key when the
-//! lock is acquired: no user is granted a lock that it may not release. Over a quorum, a right that is
-//! missing at a minority of the servers is a warning in `tracing` only. (Connecting tries the
-//! commands on a key `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may
-//! not touch that key leaves a trace of it in `ACL LOG`.)
+//! other missing command is [`Error::Refused`] when the locker connects (at its first acquire if it
+//! was made by [`Builder::connect_lazily`]), a missing key when the lock is acquired: no user is
+//! granted a lock that it may not release. Over a quorum, a right that is missing at a minority of
+//! the servers is a warning in `tracing` only. (Connecting tries the commands on a key
+//! `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may not touch that
+//! key leaves a trace of it in `ACL LOG`.)
 //!
 //! Whoever has these rights is trusted: it can delete the lock like any other key, or tell a waiter
 //! that it was granted what it was not. What is written beside the lock by mistake does less: a
@@ -234,6 +237,7 @@ mod acquire;
 mod backend;
 mod backoff;
 pub mod blocking;
+mod builder;
 mod clock;
 mod contain;
 mod driver;
@@ -251,16 +255,22 @@ mod lost;
 mod options;
 mod released;
 mod sync;
-mod topology;
 
+pub use builder::Builder;
 pub use error::Error;
 pub use fault::Cause;
 pub use guard::LockGuard;
 pub use holder::Holder;
 pub use lock::Lock;
-pub use locker::{Builder, Locker};
+pub use locker::Locker;
 pub use lost::{Lost, LostReason};
+/// The crate of the [`redis::Client`] that [`Builder::connect_client`] takes, and of the
+/// `redis::RedisError` that is the [`source()`](std::error::Error::source) of many an error.
+#[doc(no_inline)]
+pub use redis;
 pub use released::Released;
+/// What [`LockGuard::lost`] returns, from [`tokio_util`].
+#[doc(no_inline)]
 pub use tokio_util::sync::CancellationToken;
 
 /// The README's code, compiled.

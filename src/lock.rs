@@ -1,6 +1,7 @@
 //! A lock: a key and how to hold it.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::fault::Fault;
 use crate::guard::LockGuard;
 use crate::holder::Holder;
 use crate::key::Key;
-use crate::options::{Options, Terms, check_wait};
+use crate::options::{Options, Terms, wait_of};
 use crate::released::Released;
 
 /// A handle on the lock of one key. Making one does no I/O; clones are cheap.
@@ -25,7 +26,7 @@ use crate::released::Released;
 /// # Options
 ///
 /// Each option is a method that takes and returns the handle. They are checked when the lock is
-/// acquired.
+/// acquired. [`Builder`](crate::Builder) has methods of the same names, for other defaults.
 ///
 /// | option | default | meaning |
 /// |---|---|---|
@@ -71,7 +72,7 @@ impl Lock {
         Self {
             key: Arc::new(Key::new(&handle.settings.prefix, key)),
             handle: Arc::clone(handle),
-            options: Options::default(),
+            options: handle.settings.options,
         }
     }
 
@@ -151,6 +152,7 @@ impl Lock {
     }
 
     /// Returns the key, with the prefix of the locker.
+    #[must_use]
     pub fn key(&self) -> &str {
         self.key.name()
     }
@@ -222,7 +224,9 @@ impl Lock {
 
     /// Acquires the lock if it becomes free within `limit`; `None` otherwise.
     ///
-    /// Tries a last time when `limit` is over. It takes at most 100 years as a limit.
+    /// Tries a last time when `limit` is over. Any limit works: [`Duration::MAX`] waits for ever.
+    /// Where no connection is open yet and opening one takes longer than 250 ms, callers with
+    /// limits shorter than that can keep each other from it.
     ///
     /// # Cancel safety
     ///
@@ -238,8 +242,7 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn try_lock_for(&self, limit: Duration) -> Result<Option<LockGuard>, Error> {
         let terms = self.terms()?;
-        check_wait(self.key.name(), "the limit of the wait", limit)?;
-        let patience = Patience::Until(Instant::now() + limit);
+        let patience = Patience::Until(Instant::now() + wait_of(limit));
         let hold = acquire(&self.handle, &self.key, &terms, patience).await?;
         Ok(hold.map(|hold| self.guard(hold)))
     }
@@ -350,7 +353,7 @@ impl Lock {
 
     fn terms(&self) -> Result<Terms, Error> {
         self.key.check()?;
-        let terms = self.options.check(self.key.name())?;
+        let terms = self.options.check(Some(self.key.name()))?;
         if self.handle.keys.is_closed() {
             return Err(Error::closed(self.key.name()));
         }
@@ -364,9 +367,23 @@ impl Lock {
 
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock")
-            .field("key", &self.key())
-            .field("options", &self.options)
-            .finish_non_exhaustive()
+        let options = &self.options;
+        let mut lock = f.debug_struct("Lock");
+        lock.field("key", &self.key()).field("ttl", &options.ttl);
+        match options.renew_every {
+            _ if !options.auto_renew => lock.field("auto_renew", &false),
+            Some(interval) => lock.field("renew_every", &interval),
+            None => lock.field("renew_every", &(options.ttl / 3)),
+        };
+        if let Some(limit) = options.max_hold {
+            lock.field("max_hold", &limit);
+        }
+        lock.field("handover_for", &options.handover_for)
+            .field("outage_limit", &options.outage_limit)
+            .finish()
     }
 }
+
+// As for `Locker`.
+impl UnwindSafe for Lock {}
+impl RefUnwindSafe for Lock {}

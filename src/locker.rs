@@ -1,20 +1,18 @@
 //! Where locks come from: one locker a process and Redis.
 
+use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::Client;
 
-use crate::driver::{Settings, Share, check_may_block};
+use crate::builder::Builder;
+use crate::driver::{Share, check_may_block};
 use crate::error::Error;
 use crate::fault::Cause;
-use crate::holder::Owner;
 use crate::lock::Lock;
-use crate::topology;
-
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+use crate::options::wait_of;
 
 /// Makes locks. One is enough for a process; clones are cheap and share everything.
 ///
@@ -39,7 +37,7 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// # drop(guard);
 /// # Ok(()) }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Locker {
     handle: Arc<Share>,
 }
@@ -51,7 +49,12 @@ impl Locker {
     /// `unix:///path/to/socket`. RESP3 is tried first, unless the URL ends with `?protocol=resp2`.
     ///
     /// The call waits for two connections: that of the present runtime, and that of the background
-    /// thread, without which no lock could be renewed.
+    /// thread, without which no lock could be renewed. [`Builder::connect_lazily`] waits for none.
+    ///
+    /// A connection is opened anew when it breaks or falls silent, and when its server has become a
+    /// replica, so a name that moves to a new master is followed. It is kept while a master
+    /// refuses writes for want of replicas (`min-replicas-to-write`). A proxy that hangs up at
+    /// `PING` cannot be used.
     ///
     /// # Cancel safety
     ///
@@ -94,7 +97,9 @@ impl Locker {
     /// * A replica that takes the place of one of the servers is such a loss, too: a failover
     ///   forgets what was not yet replicated. Give the quorum plain servers.
     /// * It is not fair, and contenders of different processes come back at random. `try_lock`
-    ///   can find two contenders taking a part each, and turn both away.
+    ///   can find two contenders taking a part each, and turn both away. Where it lost the race and
+    ///   one of the servers that had granted it fell silent, it answers after
+    ///   [`Builder::command_timeout`].
     /// * Each step costs a request to every server, and lasts as long as the fastest majority
     ///   takes.
     ///
@@ -164,9 +169,10 @@ impl Locker {
         }
     }
 
-    /// Returns a handle on the lock of a key, without I/O.
+    /// Returns a handle on the mutex of a key, a lock with one holder at a time. No I/O.
     ///
-    /// The key is used in Redis verbatim, behind the builder's prefix. It must not be empty.
+    /// The key is used in Redis verbatim, behind [`Builder::prefix`]. It must not be empty, which
+    /// is found out when the lock is acquired.
     pub fn mutex(&self, key: impl Into<String>) -> Lock {
         Lock::new(&self.handle, key.into())
     }
@@ -174,7 +180,8 @@ impl Locker {
     /// Fails all waiters, releases every guard, and waits for the releases, at most `timeout`.
     ///
     /// Guards that still exist are lost with [`LostReason::Closed`](crate::LostReason::Closed);
-    /// locks can no longer be acquired. Closing twice is harmless.
+    /// locks can no longer be acquired. Closing twice is harmless. Any `timeout` works:
+    /// [`Duration::MAX`] waits until the last release is confirmed or its TTL is over.
     ///
     /// # Cancel safety
     ///
@@ -191,27 +198,23 @@ impl Locker {
     pub async fn close(&self, timeout: Duration) -> Result<(), Error> {
         self.handle.close();
         let pending = &self.handle.pending;
-        let timeout = timeout.min(LONGEST_TIMEOUT);
-        let done = tokio::time::timeout(timeout, pending.wait_async()).await;
+        let done = tokio::time::timeout(wait_of(timeout), pending.wait_async()).await;
         done.map_err(|_| self.not_flushed())
     }
 
     async fn connected(self) -> Result<Self, Error> {
-        let driver = &self.handle;
-        let within = driver.settings.command_timeout;
-        // P4, P13: without the driver's connection a lock would be lost one TTL later.
-        let connect = driver.backend.connect(driver.runtime(), within);
-        connect.await.map_err(|fault| fault.about(None))?;
+        let within = self.handle.settings.command_timeout;
+        let connected = self.handle.connect(within).await;
+        connected.map_err(|fault| fault.about(None))?;
         Ok(self)
     }
 
-    fn connected_blocking(self) -> Result<Self, Error> {
-        let backend = Arc::clone(&self.handle.backend);
-        let within = self.handle.settings.command_timeout;
-        let driver = self.handle.runtime().clone();
+    pub(crate) fn connected_blocking(self) -> Result<Self, Error> {
+        let driver = Arc::clone(&**self.handle);
         // The thread's connection is the only one that is needed.
         self.handle.block_on(None, async move {
-            let connected = backend.connect(&driver, within).await;
+            let within = driver.settings.command_timeout;
+            let connected = driver.connect(within).await;
             connected.map_err(|fault| fault.about(None))
         })?;
         Ok(self)
@@ -221,7 +224,7 @@ impl Locker {
         check_may_block(None)?;
         self.handle.close();
         let pending = &self.handle.pending;
-        if pending.wait(timeout.min(LONGEST_TIMEOUT)) {
+        if pending.wait(wait_of(timeout)) {
             Ok(())
         } else {
             Err(self.not_flushed())
@@ -240,81 +243,7 @@ impl Locker {
     }
 }
 
-/// Builds a [`Locker`].
-///
-/// # Defaults
-///
-/// | setting | default |
-/// |---|---|
-/// | [`owner`](Self::owner) | `host/pid` |
-/// | [`prefix`](Self::prefix) | none |
-/// | [`command_timeout`](Self::command_timeout) | 1 s |
-/// | [`flush_timeout`](Self::flush_timeout) | 1 s |
-///
-/// # Examples
-///
-/// ```no_run
-/// # async fn example() -> Result<(), redlease::Error> {
-/// let locker = redlease::Locker::builder()
-///     .owner("billing")
-///     .prefix("locks:")
-///     .connect("redis://127.0.0.1/")
-///     .await?;
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until it connects"]
-pub struct Builder {
-    owner: Option<String>,
-    prefix: String,
-    command_timeout: Duration,
-    flush_timeout: Duration,
-}
-
-impl Default for Builder {
-    fn default() -> Self {
-        Self {
-            owner: None,
-            prefix: String::new(),
-            command_timeout: COMMAND_TIMEOUT,
-            flush_timeout: FLUSH_TIMEOUT,
-        }
-    }
-}
-
 impl Builder {
-    /// Sets the owner label, which `redis-cli GET key` and
-    /// [`Lock::holder`](crate::Lock::holder) show.
-    ///
-    /// 1 to 256 bytes without control characters. Defaults to `host/pid` of this process.
-    pub fn owner(mut self, label: impl Into<String>) -> Self {
-        self.owner = Some(label.into());
-        self
-    }
-
-    /// Sets a text that is put before every key. Defaults to none.
-    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
-        self.prefix = prefix.into();
-        self
-    }
-
-    /// Sets how long one command to Redis, or opening a connection, may take.
-    ///
-    /// A command that took longer is tried again where that makes sense. Renewals take at most a
-    /// third of what is left of the lease. From 1 ms to 24 hours; defaults to 1 second.
-    pub fn command_timeout(mut self, timeout: Duration) -> Self {
-        self.command_timeout = timeout;
-        self
-    }
-
-    /// Sets how long the drop of a locker's last handle may wait for releases that are under way.
-    ///
-    /// Zero switches the wait off. At most 24 hours; defaults to 1 second.
-    pub fn flush_timeout(mut self, timeout: Duration) -> Self {
-        self.flush_timeout = timeout;
-        self
-    }
-
     /// Connects to one Redis server by its URL; see [`Locker::connect`].
     ///
     /// # Errors
@@ -325,12 +254,35 @@ impl Builder {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect(self, url: impl AsRef<str>) -> Result<Locker, Error> {
-        let client = topology::client(url.as_ref())?;
-        self.on_one_server(&client)?.connected().await
+        self.connect_lazily(url)?.connected().await
     }
 
-    /// Connects to the server of a `redis::Client`, for connection settings that a URL does not
-    /// hold.
+    /// Makes a locker for one Redis server that need not be there yet.
+    ///
+    /// No I/O, and no runtime is needed. The first acquire connects and finds out all that
+    /// [`connect`](Self::connect) does, before it is granted anything. A server that is away then
+    /// is put up with for [`outage_limit`](crate::Lock::outage_limit), as at any other time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for a URL that is not one or a setting that is not usable, or if the
+    /// system refuses a thread.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # fn main() -> Result<(), redlease::Error> {
+    /// let locker = redlease::Locker::builder().connect_lazily("redis://127.0.0.1/")?;
+    /// let lock = locker.mutex("invoice:42");
+    /// # Ok(()) }
+    /// ```
+    pub fn connect_lazily(self, url: impl AsRef<str>) -> Result<Locker, Error> {
+        let handle = self.on_server(url.as_ref())?;
+        Ok(Locker { handle })
+    }
+
+    /// Connects to the server of a [`redis::Client`], for connection settings that a URL does not
+    /// hold. This crate re-exports [`redis`](crate::redis) in the version that it takes.
     ///
     /// Whatever protocol version the client asks for, RESP3 is tried first: a client that names
     /// none asks for RESP2. For RESP2 alone, [`connect`](Self::connect) to a URL that ends with
@@ -344,8 +296,19 @@ impl Builder {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn connect_client(self, client: Client) -> Result<Locker, Error> {
-        let client = topology::with_resp3(&client)?;
-        self.on_one_server(&client)?.connected().await
+        self.connect_client_lazily(client)?.connected().await
+    }
+
+    /// Makes a locker for the server of a `redis::Client`, which need not be there yet: to
+    /// [`connect_client`](Self::connect_client) what [`connect_lazily`](Self::connect_lazily) is to
+    /// [`connect`](Self::connect).
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect_lazily`](Self::connect_lazily).
+    pub fn connect_client_lazily(self, client: Client) -> Result<Locker, Error> {
+        let handle = self.on_client(&client)?;
+        Ok(Locker { handle })
     }
 
     /// Connects to a quorum of independent servers by their URLs; see [`Locker::quorum`].
@@ -361,7 +324,25 @@ impl Builder {
         self,
         urls: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Locker, Error> {
-        self.on_a_quorum(urls)?.connected().await
+        self.quorum_lazily(urls)?.connected().await
+    }
+
+    /// Makes a locker for a quorum of independent servers that need not be there yet: to
+    /// [`quorum`](Self::quorum) what [`connect_lazily`](Self::connect_lazily) is to
+    /// [`connect`](Self::connect).
+    ///
+    /// The first acquire connects to a majority.
+    ///
+    /// # Errors
+    ///
+    /// As for [`connect_lazily`](Self::connect_lazily), and [`Error::Invalid`] for fewer than three
+    /// servers or the same server twice.
+    pub fn quorum_lazily(
+        self,
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Locker, Error> {
+        let handle = self.on_quorum(urls)?;
+        Ok(Locker { handle })
     }
 
     /// Makes a locker without Redis; see [`Locker::in_memory`].
@@ -370,56 +351,22 @@ impl Builder {
     ///
     /// [`Error::Invalid`] for a setting that is not usable, or if the system refuses a thread.
     pub fn in_memory(self) -> Result<Locker, Error> {
-        let handle = topology::memory(self.check()?)?;
+        let handle = self.in_this_process()?;
         Ok(Locker { handle })
-    }
-
-    pub(crate) fn connect_blocking(self, url: &str) -> Result<Locker, Error> {
-        let client = topology::client(url)?;
-        self.on_one_server(&client)?.connected_blocking()
-    }
-
-    pub(crate) fn connect_client_blocking(self, client: &Client) -> Result<Locker, Error> {
-        let client = topology::with_resp3(client)?;
-        self.on_one_server(&client)?.connected_blocking()
-    }
-
-    pub(crate) fn quorum_blocking(
-        self,
-        urls: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Result<Locker, Error> {
-        self.on_a_quorum(urls)?.connected_blocking()
-    }
-
-    fn on_one_server(self, client: &Client) -> Result<Locker, Error> {
-        let handle = topology::one_server(self.check()?, client)?;
-        Ok(Locker { handle })
-    }
-
-    fn on_a_quorum(self, urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Locker, Error> {
-        let handle = topology::quorum(self.check()?, urls)?;
-        Ok(Locker { handle })
-    }
-
-    fn check(self) -> Result<Settings, Error> {
-        let refuse = |problem: &str| Err(Error::invalid(None, problem));
-        if self.command_timeout < Duration::from_millis(1) {
-            return refuse("command_timeout must be at least 1ms");
-        }
-        if self.command_timeout > LONGEST_TIMEOUT {
-            return refuse("command_timeout must be at most 24 hours");
-        }
-        if self.flush_timeout > LONGEST_TIMEOUT {
-            return refuse("flush_timeout must be at most 24 hours");
-        }
-        Ok(Settings {
-            owner: match self.owner {
-                Some(label) => Owner::new(label)?,
-                None => Owner::of_this_process(),
-            },
-            prefix: self.prefix,
-            command_timeout: self.command_timeout,
-            flush_timeout: self.flush_timeout,
-        })
     }
 }
+
+impl fmt::Debug for Locker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Locker")
+            .field("server", &self.handle.backend.server())
+            .field("owner", &self.handle.settings.owner.label())
+            .field("prefix", &self.handle.settings.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+// A panic of the caller's leaves no state of ours half changed: none of it is changed while foreign
+// code runs, but for wakers and subscribers of `tracing`, whose panics are contained.
+impl UnwindSafe for Locker {}
+impl RefUnwindSafe for Locker {}

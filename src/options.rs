@@ -7,8 +7,8 @@ use crate::error::Error;
 
 pub(crate) const SHORTEST_TTL: Duration = Duration::from_millis(10);
 const SHORTEST_RENEWAL: Duration = Duration::from_millis(1);
-/// The longest time that any option takes: below what Redis takes as a TTL, and far from where
-/// clock arithmetic could overflow.
+/// The longest time that any option takes, 100 years: below what Redis takes as a TTL, and far from
+/// where clock arithmetic could overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// No stretch reserves more fencing numbers than a second has microseconds.
@@ -20,8 +20,8 @@ pub(crate) fn margin(ttl: Duration) -> Duration {
     ttl / 100 + Duration::from_millis(2)
 }
 
-/// The options of a lock, as given.
-#[derive(Clone, Debug)]
+/// The options of a lock, as given. The defaults of a locker are these, too.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Options {
     pub(crate) ttl: Duration,
     pub(crate) renew_every: Option<Duration>,
@@ -57,10 +57,11 @@ pub(crate) struct Terms {
 }
 
 impl Options {
-    pub(crate) fn check(&self, key: &Arc<str>) -> Result<Terms, Error> {
-        let refuse = |problem: String| Err(Error::invalid(Some(key), problem));
+    /// Checks the options of the lock on `key`, or the defaults of a locker.
+    pub(crate) fn check(&self, key: Option<&Arc<str>>) -> Result<Terms, Error> {
+        let refuse = |problem: String| Err(Error::invalid(key, problem));
         if self.ttl < SHORTEST_TTL {
-            return refuse(format!("the ttl must be at least {SHORTEST_TTL:?}"));
+            return refuse(format!("ttl must be at least {SHORTEST_TTL:?}"));
         }
         let lengths = [
             ("ttl", Some(self.ttl)),
@@ -71,7 +72,7 @@ impl Options {
         ];
         for (name, length) in lengths {
             if length.is_some_and(|length| length > LONGEST) {
-                return refuse(format!("{name} must be at most {LONGEST:?}"));
+                return refuse(format!("{name} must be at most 100 years"));
             }
         }
         if self.max_hold == Some(Duration::ZERO) {
@@ -85,7 +86,8 @@ impl Options {
         let life = ttl - margin(ttl);
         if renew_every >= life {
             return refuse(format!(
-                "renew_every must be shorter than the lease lives here, {life:?} of a ttl of {ttl:?}"
+                "renew_every must be less than {life:?}, which is how long a lease with a ttl of \
+                 {ttl:?} lasts"
             ));
         }
         Ok(Terms {
@@ -122,15 +124,10 @@ impl Terms {
     }
 }
 
-/// Checks a time that is not an option of the lock: how long to wait, for instance.
-pub(crate) fn check_wait(key: &Arc<str>, name: &str, wait: Duration) -> Result<(), Error> {
-    if wait > LONGEST {
-        return Err(Error::invalid(
-            Some(key),
-            format!("{name} must be at most {LONGEST:?}"),
-        ));
-    }
-    Ok(())
+/// The time that a caller is willing to wait, within what a clock can add up: 100 years and for
+/// ever are the same.
+pub(crate) fn wait_of(limit: Duration) -> Duration {
+    limit.min(LONGEST)
 }
 
 pub(crate) fn whole_millis(duration: Duration) -> u64 {
@@ -144,12 +141,12 @@ mod tests {
     fn problem(change: impl FnOnce(&mut Options)) -> String {
         let mut options = Options::default();
         change(&mut options);
-        options.check(&"k".into()).unwrap_err().to_string()
+        options.check(Some(&"k".into())).unwrap_err().to_string()
     }
 
     #[test]
     fn the_defaults_are_usable() {
-        let terms = Options::default().check(&"k".into()).unwrap();
+        let terms = Options::default().check(None).unwrap();
         assert_eq!(terms.renew_every, Some(Duration::from_secs(10) / 3));
     }
 
@@ -159,7 +156,7 @@ mod tests {
             ttl: SHORTEST_TTL,
             ..Options::default()
         };
-        options.check(&"k".into()).unwrap();
+        options.check(Some(&"k".into())).unwrap();
     }
 
     #[test]
@@ -168,7 +165,7 @@ mod tests {
             handover_for: Duration::from_nanos(1),
             ..Options::default()
         };
-        let terms = options.check(&"k".into()).unwrap();
+        let terms = options.check(Some(&"k".into())).unwrap();
         assert!(terms.hands_over());
         assert_eq!(terms.fences_of_a_stretch(), 2);
     }

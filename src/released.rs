@@ -3,7 +3,7 @@
 use crate::backend::Freed;
 
 /// What became of a release that was waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Released {
     /// The key was no longer ours when the release arrived: the lease had been lost before.

@@ -196,7 +196,7 @@ fn a_call_on_the_background_thread_is_an_error_and_no_deadlock() {
     };
     let waker = Arc::new(caller).into();
     let lost = locker.mutex(unique_key()).lock().unwrap();
-    let mut cancelled = pin!(lost.lost().cancelled());
+    let mut cancelled = pin!(lost.lost().cancelled_owned());
     let mut context = Context::from_waker(&waker);
     assert!(cancelled.as_mut().poll(&mut context).is_pending());
     server.command::<i64>(&["DEL", lost.key()]);

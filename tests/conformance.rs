@@ -82,7 +82,7 @@ async fn a_guard_excludes_others_until_its_release(b: Backend) {
             .unwrap()
             .is_some()
     );
-    let token = guard.lost().clone();
+    let token = guard.lost();
     assert_eq!(guard.release().await.unwrap(), Released::Freed);
     assert!(!token.is_cancelled(), "a release is no loss");
     assert!(other.try_lock().await.unwrap().is_some());
@@ -164,10 +164,7 @@ async fn without_renewal_a_guard_expires(b: Backend) {
     timeout(DEADLINE, guard.lost().cancelled()).await.unwrap();
     assert!(guard.is_lost());
     let reason = guard.lost_reason();
-    assert!(
-        matches!(reason, Some(LostReason::Expired { .. })),
-        "{reason:?}"
-    );
+    assert!(matches!(reason, Some(LostReason::Expired)), "{reason:?}");
     assert!(matches!(guard.renew().await, Err(Error::Lost(_))), "P5");
     let next = timeout(DEADLINE, b.other.mutex(&key).lock())
         .await

@@ -205,7 +205,7 @@ async fn p4_a_waker_that_panics_costs_nobody_else_anything() {
     let bombed = short(key("quiet")).lock().await.unwrap();
     let other = short(key("quiet")).lock().await.unwrap();
     let behind = wait_for(&locker.mutex(bombed.key()).ttl(TTL));
-    let mut lost = Box::pin(bombed.lost().cancelled());
+    let mut lost = Box::pin(bombed.lost().cancelled_owned());
     Bomb::put_under(&mut lost);
     within(DEADLINE, "the other token", other.lost().cancelled()).await;
     eventually("its own", || bombed.lost().is_cancelled()).await;

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 /// file belongs to the first that its name begins with.
 const LAYERS: [&str; 27] = [
     "lib.rs",
-    "blocking.rs",
+    "blocking",
     "locker.rs",
-    "topology.rs",
+    "builder.rs",
     "lock.rs",
     "guard.rs",
     "acquire/",

@@ -21,7 +21,7 @@ struct Workers {
 
 impl Workers {
     fn of(guard: &LockGuard) -> Self {
-        let token = guard.lost().clone();
+        let token = guard.lost();
         let tasks = (0..3).map(|_| {
             let token = token.clone();
             tokio::spawn(async move { token.cancelled().await })
@@ -103,7 +103,7 @@ async fn p4_the_token_fires_before_a_waiter_of_the_process_has_the_lock() {
             let lock = locker.mutex(unique_key()).ttl(TTL);
             let guard = lock.clone().max_hold(SHORT).lock().await.unwrap();
             let waiter = wait_for(&lock);
-            let token = guard.lost().clone();
+            let token = guard.lost();
             spin(&guard);
             if in_background {
                 drop(guard);
@@ -123,12 +123,12 @@ async fn p4_the_reason_of_a_guard_that_goes_as_soon_as_it_is_lost_is_the_clock()
     let locker = connect(&server).await;
     for (way, lock) in ways(&locker) {
         let guard = lock.lock().await.unwrap();
-        let token = guard.lost().clone();
+        let token = guard.lost();
         spin(&guard);
         let reason = guard.lost_reason();
         let fits = match way {
             "max_hold" => matches!(reason, Some(LostReason::MaxHold)),
-            _ => matches!(reason, Some(LostReason::Expired { .. })),
+            _ => matches!(reason, Some(LostReason::Expired)),
         };
         assert!(fits, "{way}: {reason:?}");
         drop(guard);
@@ -151,7 +151,7 @@ async fn p4_a_release_that_takes_longer_than_the_lease_fires_no_token() {
     for in_background in [false, true] {
         let lock = locker.mutex(unique_key()).ttl(LEASE).auto_renew(false);
         let guard = lock.lock().await.unwrap();
-        let token = guard.lost().clone();
+        let token = guard.lost();
         server.freeze();
         assert!(!guard.is_lost());
         let release = if in_background {
@@ -185,7 +185,7 @@ async fn p4_a_question_at_the_end_of_a_stretch_that_takes_longer_than_the_lease_
         let guard = lock.lock().await.unwrap();
         let waiter = wait_for(&lock);
         tokio::time::sleep(stretch * 2).await;
-        let token = guard.lost().clone();
+        let token = guard.lost();
         server.freeze();
         assert!(!guard.is_lost());
         let mut release = None;

@@ -363,7 +363,7 @@ async fn the_token_does_not_fire_because_of_a_release_that_others_wait_for() {
         .ttl(Duration::from_secs(3))
         .renew_every(Duration::from_millis(100));
     let guard = lock.lock().await.unwrap();
-    let token = guard.lost().clone();
+    let token = guard.lost();
     let renewals = || servers.0.iter().map(|s| s.calls("pexpire")).min();
     eventually("the driver's thread has renewed it", || {
         renewals() >= Some(1)

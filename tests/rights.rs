@@ -42,8 +42,12 @@ fn grant(server: &Server, missing: &str) {
     server.command::<()>(&words);
 }
 
+fn url_of_ann(server: &Server) -> String {
+    format!("redis://ann:pw@127.0.0.1:{}/", server.port)
+}
+
 async fn connect_as_ann(server: &Server) -> Result<Locker, Error> {
-    Locker::connect(format!("redis://ann:pw@127.0.0.1:{}/", server.port)).await
+    Locker::connect(url_of_ann(server)).await
 }
 
 fn why(error: &Error) -> String {
@@ -105,6 +109,25 @@ async fn a_command_that_is_missing_is_named_when_connecting() {
         assert!(why.contains(command), "{command}: {why}");
     }
     assert_eq!(server.command::<i64>(&["DBSIZE"]), 0);
+}
+
+#[tokio::test]
+async fn p10_a_locker_made_lazily_is_granted_nothing_while_a_command_is_missing() {
+    let server = Server::start();
+    for command in COMMANDS {
+        grant(&server, command);
+        let locker = Locker::builder().connect_lazily(url_of_ann(&server));
+        let lock = locker.unwrap().mutex("k").ttl(TTL);
+        for outcome in [lock.lock().await.map(Some), lock.try_lock().await] {
+            let why = why(&outcome.expect_err(command)).to_lowercase();
+            assert!(why.contains(command), "{command}: {why}");
+        }
+        assert_eq!(server.command::<i64>(&["DBSIZE"]), 0, "{command}");
+        grant(&server, "");
+        drop(lock.lock().await.expect("the rights are there now"));
+        until_only_fences_are_left(&server).await;
+        server.command::<()>(&["FLUSHALL"]);
+    }
 }
 
 #[tokio::test]

@@ -98,7 +98,7 @@ async fn theft(
     key: &str,
 ) -> Result<Duration, Box<dyn Error>> {
     let guard = locker.mutex(key).ttl(TTL).lock().await?;
-    let lost = guard.lost().clone();
+    let lost = guard.lost();
     let witness = tokio::spawn(async move {
         lost.cancelled().await;
         Instant::now()

@@ -305,6 +305,10 @@ impl<'a> Contender<'a> {
     /// Asks once. A fault leaves the outcome open.
     async fn attempt(&mut self) -> Result<Attempt, Fault> {
         let within = self.within();
+        // What `Locker::connect` finds out is found out before the first grant (P10).
+        if !self.driver.is_connected() {
+            Box::pin(self.driver.connect(within)).await?;
+        }
         let fences = Fences::floor(self.fences_wanted());
         self.in_doubt = true;
         let backend = &self.driver.backend;

@@ -26,6 +26,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -40,9 +41,11 @@ use crate::driver::pending::Pending;
 use crate::driver::told::{note_failure, say_lost};
 use crate::error::Error;
 use crate::events::tell_elsewhere;
+use crate::fault::Fault;
 use crate::holder::Owner;
 use crate::keys::{Closing, Due, HeldClaim, KeyState, Keys, Question};
 use crate::lost::LostReason;
+use crate::options::Options;
 
 pub(crate) use crate::driver::held_lock::HeldLock;
 pub(crate) use crate::driver::share::Share;
@@ -62,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) prefix: String,
     pub(crate) command_timeout: Duration,
     pub(crate) flush_timeout: Duration,
+    /// Those of a lock that names no others.
+    pub(crate) options: Options,
 }
 
 /// The inside of a locker: what its handles and the background thread share.
@@ -72,6 +77,7 @@ pub(crate) struct Driver {
     pub(crate) keys: Arc<Keys>,
     pub(crate) pending: Pending,
     runtime: Handle,
+    is_connected: AtomicBool,
     stop: Notify,
 }
 
@@ -118,13 +124,22 @@ impl Driver {
             keys,
             pending: Pending::default(),
             runtime,
+            is_connected: AtomicBool::new(false),
             stop: Notify::new(),
         })
     }
 
-    /// The thread's runtime.
-    pub(crate) fn runtime(&self) -> &Handle {
-        &self.runtime
+    /// Whether it was seen that the store can be reached and is usable.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_connected.load(Ordering::Relaxed)
+    }
+
+    /// Makes sure that the store can be reached and is usable.
+    pub(crate) async fn connect(&self, within: Duration) -> Result<(), Fault> {
+        // P4, P13: without the driver's connection a lock would be lost one TTL later.
+        self.backend.connect(&self.runtime, within).await?;
+        self.is_connected.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Runs a future on the thread.

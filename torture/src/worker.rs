@@ -167,7 +167,7 @@ impl Worker {
             guard.fencing_token(),
             guard.value()
         ));
-        let lost = guard.lost().clone();
+        let lost = guard.lost();
         let slot = Arc::new(Slot {
             number,
             token: guard.fencing_token(),
@@ -270,7 +270,7 @@ impl Sample {
             self.note(slot.number);
             self.is_lost = true;
             let reason = match guard.lost_reason() {
-                Some(LostReason::Expired { .. }) => "expired",
+                Some(LostReason::Expired) => "expired",
                 Some(LostReason::Removed) => "removed",
                 Some(LostReason::Stolen) => "stolen",
                 Some(LostReason::MaxHold) => "max-hold",
