@@ -89,7 +89,7 @@ async fn expect_loss(server: &Server, guard: LockGuard, theft: Theft) {
     theft.commit(server, guard.key());
     within(BEFORE_RENEWAL, &what, guard.lost().cancelled()).await;
     let reason = guard.lost_reason();
-    assert!(theft.is(reason.clone()), "{theft:?}: {reason:?}");
+    assert!(theft.is(reason), "{theft:?}: {reason:?}");
     assert!(guard.is_lost());
 }
 
