@@ -1,10 +1,9 @@
 //! What can go wrong, sorted by what the caller can do about it.
 
 use std::fmt;
+use std::ops::Deref;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
-
-use crate::fault::{Cause, Fault};
-use crate::lost::Lost;
 
 /// Why a lock operation failed.
 ///
@@ -12,7 +11,7 @@ use crate::lost::Lost;
 /// not errors: [`Lock::try_lock`](crate::Lock::try_lock) answers them with `None`.
 ///
 /// [`source()`](std::error::Error::source) keeps the cause; for errors of the server or the
-/// connection it can be downcast to `redis::RedisError`.
+/// connection it can be downcast to [`redis::RedisError`](crate::redis::RedisError).
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -99,6 +98,120 @@ impl Error {
             Self::Lost(lost) => Some(lost.key()),
         }
     }
+}
+
+/// Why a lease was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The [`Locker`](crate::Locker) was closed, or its background thread ended, while the guard
+    /// was alive.
+    Closed,
+    /// The lease was not renewed in time, and its local deadline passed. What the last attempt to
+    /// renew failed with, if it failed, is the [`source()`](std::error::Error::source) of [`Lost`].
+    Expired,
+    /// The guard was held for as long as [`Lock::max_hold`](crate::Lock::max_hold) allows. The key
+    /// stays in Redis until its TTL, so that the holder has time to stop.
+    MaxHold,
+    /// The key is gone from Redis: deleted, flushed, evicted, or lost in a failover.
+    Removed,
+    /// The key holds another value: somebody else has the lock.
+    Stolen,
+}
+
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "the locker was closed",
+            Self::Expired => "it was not renewed in time",
+            Self::MaxHold => "it was held for the longest time allowed",
+            Self::Removed => "the key was removed from redis",
+            Self::Stolen => "another holder's value is in the key",
+        })
+    }
+}
+
+/// The error of a lease that was lost: the caller no longer has the lock.
+///
+/// Its [`source()`](std::error::Error::source) is what the last attempt to renew failed with, if the
+/// lease expired because of that.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("lock {key:?}: the lease was lost: {reason}")]
+pub struct Lost {
+    key: Arc<str>,
+    reason: LostReason,
+    #[source]
+    last_error: Option<Cause>,
+}
+
+impl Lost {
+    pub(crate) fn new(key: Arc<str>, reason: LostReason, last_error: Option<Cause>) -> Self {
+        Self {
+            key,
+            reason,
+            last_error,
+        }
+    }
+
+    /// Returns the key of the lock.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Returns why the lease was lost.
+    #[must_use]
+    pub fn reason(&self) -> LostReason {
+        self.reason
+    }
+}
+
+/// What stands behind an [`Error`](crate::Error) or a loss; clones share it.
+///
+/// It dereferences to the error itself, which can be downcast, to
+/// [`redis::RedisError`](crate::redis::RedisError) for instance.
+#[derive(Clone)]
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+impl Cause {
+    pub(crate) fn new(cause: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self(Arc::new(cause))
+    }
+}
+
+// Not an `Error` itself: `source()` is to lead to the error inside, so that a downcast finds it.
+impl Deref for Cause {
+    type Target = dyn std::error::Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+// It is only ever read.
+impl UnwindSafe for Cause {}
+impl RefUnwindSafe for Cause {}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// What a backend reports instead of an answer. Whether the request was carried out is unknown.
+#[derive(Clone, Debug)]
+pub(crate) struct Fault {
+    /// A retry cannot help.
+    pub(crate) permanent: bool,
+    /// The server's address, without credentials.
+    pub(crate) server: Arc<str>,
+    pub(crate) cause: Cause,
 }
 
 impl Fault {

@@ -9,8 +9,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{HeldLock, Share};
-use crate::error::Error;
-use crate::lost::{Lost, LostReason};
+use crate::error::{Error, Lost, LostReason};
 use crate::released::Released;
 
 /// A lock that is held. Dropping it releases the lock.

@@ -21,9 +21,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Moment};
-use crate::fault::Cause;
+use crate::error::{Cause, Lost, LostReason};
 use crate::key::Key;
-use crate::lost::{Lost, LostReason};
 use crate::sync::{AtomicU64, Mutex};
 
 const LOST: u64 = 1 << 63;

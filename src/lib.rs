@@ -243,7 +243,6 @@ mod contain;
 mod driver;
 mod error;
 mod events;
-mod fault;
 mod guard;
 mod holder;
 mod key;
@@ -251,19 +250,16 @@ mod keys;
 mod lease;
 mod lock;
 mod locker;
-mod lost;
 mod options;
 mod released;
 mod sync;
 
 pub use builder::Builder;
-pub use error::Error;
-pub use fault::Cause;
+pub use error::{Cause, Error, Lost, LostReason};
 pub use guard::LockGuard;
 pub use holder::Holder;
 pub use lock::Lock;
 pub use locker::Locker;
-pub use lost::{Lost, LostReason};
 /// The crate of the [`redis::Client`] that [`Builder::connect_client`] takes, and of the
 /// `redis::RedisError` that is the [`source()`](std::error::Error::source) of many an error.
 #[doc(no_inline)]

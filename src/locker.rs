@@ -9,8 +9,7 @@ use redis::Client;
 
 use crate::builder::Builder;
 use crate::driver::{Share, check_may_block};
-use crate::error::Error;
-use crate::fault::Cause;
+use crate::error::{Cause, Error};
 use crate::lock::Lock;
 use crate::options::wait_of;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, the highest first: folders, and files beside them that are a layer of their own. A
 /// file belongs to the first that its name begins with.
-const LAYERS: [&str; 27] = [
+const LAYERS: [&str; 25] = [
     "lib.rs",
     "blocking",
     "locker.rs",
@@ -29,8 +29,6 @@ const LAYERS: [&str; 27] = [
     "clock.rs",
     "backoff.rs",
     "error.rs",
-    "lost.rs",
-    "fault.rs",
     "events.rs",
     "contain.rs",
     "sync.rs",

@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use crate::backend::Claim;
 use crate::driver::{Driver, HeldLock};
-use crate::error::Error;
-use crate::fault::Fault;
+use crate::error::{Error, Fault};
 use crate::key::Key;
 use crate::keys::{Arrival, Call, Heard, KeyState, Left, Waiter, Won};
 use crate::lease::Lease;

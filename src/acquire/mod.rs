@@ -25,11 +25,9 @@ use crate::backend::{Attempt, Availability, Claim, Fences, Grant};
 use crate::backoff::Backoff;
 use crate::clock::Moment;
 use crate::driver::{Driver, HeldLock};
-use crate::error::Error;
-use crate::fault::{Cause, Fault};
+use crate::error::{Cause, Error, Fault, LostReason};
 use crate::key::Key;
 use crate::keys::{Call, KeyState, News, Waiter, Won};
-use crate::lost::LostReason;
 use crate::options::Terms;
 
 const SHORTEST_POLL: Duration = Duration::from_millis(1);

@@ -68,8 +68,7 @@ use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
 use crate::backend::{Beat, Fences, Grant, Queue, Renewal, Standing};
 use crate::backoff::{Backoff, jittered};
 use crate::driver::HeldLock;
-use crate::error::Error;
-use crate::fault::Fault;
+use crate::error::{Error, Fault};
 use crate::keys::{News, Won};
 
 /// A waiter may miss two heartbeats and live.

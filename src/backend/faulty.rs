@@ -15,7 +15,7 @@ use crate::backend::{
     Signals,
 };
 use crate::clock::Clock;
-use crate::fault::{Cause, Fault};
+use crate::error::{Cause, Fault};
 use crate::holder::Holder;
 use crate::key::Key;
 

@@ -21,7 +21,7 @@ pub(crate) use crate::backend::answer::{
     Attempt, Availability, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
 };
 pub(crate) use crate::backend::claim::Claim;
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
 

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::error::Error;
+use crate::error::{Error, Lost, LostReason};
 use crate::guard;
-use crate::lost::{Lost, LostReason};
 use crate::released::Released;
 
 /// A lock that is held. Dropping it releases the lock; see [`LockGuard`](crate::LockGuard).

@@ -39,12 +39,10 @@ use crate::clock::Clock;
 use crate::contain::contain;
 use crate::driver::pending::Pending;
 use crate::driver::told::{note_failure, say_lost};
-use crate::error::Error;
+use crate::error::{Error, Fault, LostReason};
 use crate::events::tell_elsewhere;
-use crate::fault::Fault;
 use crate::holder::Owner;
 use crate::keys::{Closing, Due, HeldClaim, KeyState, Keys, Question};
-use crate::lost::LostReason;
 use crate::options::Options;
 
 pub(crate) use crate::driver::held_lock::HeldLock;

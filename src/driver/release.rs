@@ -8,8 +8,8 @@ use tokio::time::timeout;
 use crate::backend::{Answer, Claim, Freed, SentBehind};
 use crate::backoff::Backoff;
 use crate::driver::Driver;
+use crate::error::Fault;
 use crate::events::emit;
-use crate::fault::Fault;
 use crate::keys::{KeyState, Waiter};
 
 const FIRST_RETRY: Duration = Duration::from_millis(5);

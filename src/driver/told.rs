@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::backend::Claim;
+use crate::error::Fault;
 use crate::events::emit;
-use crate::fault::Fault;
 use crate::keys::HeldClaim;
 use crate::lease::Lease;
 

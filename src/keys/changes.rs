@@ -11,11 +11,10 @@ use tokio::runtime;
 
 use crate::backend::{Claim, Grant, Look, Renewal, Signals};
 use crate::clock::Moment;
-use crate::fault::Cause;
+use crate::error::{Cause, LostReason};
 use crate::keys::held::GATHER;
 use crate::keys::{HeldClaim, KeyState, Keys, News, Question, Wakes};
 use crate::lease::Lease;
-use crate::lost::LostReason;
 
 /// What the driver has to do about a key.
 #[derive(Debug)]

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use crate::backend::Fences;
 use crate::clock::Moment;
 use crate::contain::contain;
+use crate::error::LostReason;
 use crate::keys::state::{Locked, State};
 use crate::keys::waiter::Call;
 use crate::keys::{KeyState, Keys, Waiter, Wakes};
 use crate::lease::Lease;
-use crate::lost::LostReason;
 
 /// What is to be done with a claim whose holder lets go.
 #[derive(Debug)]

@@ -53,13 +53,12 @@ use tokio::time::Instant;
 
 use crate::backend::Claim;
 use crate::clock::Clock;
-use crate::fault::Fault;
+use crate::error::{Fault, LostReason};
 use crate::key::Key;
 use crate::keys::schedule::Schedule;
 use crate::keys::state::{Locked, Outage, State};
 use crate::keys::waiter::{Reclaimed, Stage};
 use crate::lease::Lease;
-use crate::lost::LostReason;
 use crate::options::Terms;
 use crate::sync::Mutex;
 

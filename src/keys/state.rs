@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::backend::Claim;
 use crate::clock::Moment;
 use crate::contain::contain;
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::key::Key;
 use crate::keys::held::HeldClaim;
 use crate::keys::waiter::{Call, Waiter};

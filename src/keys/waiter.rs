@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::time::Instant;
 
 use crate::backend::{Claim, Grant};
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::lease::Lease;
 use crate::options::Terms;
 use crate::sync::Mutex;

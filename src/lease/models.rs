@@ -6,9 +6,9 @@ use std::time::Duration;
 use loom::thread;
 
 use crate::clock::Clock;
+use crate::error::LostReason;
 use crate::key::Key;
 use crate::lease::Lease;
-use crate::lost::LostReason;
 
 const TTL: Duration = Duration::from_millis(100);
 

@@ -16,7 +16,7 @@ use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind,
 };
 use crate::clock::Clock;
-use crate::fault::{Cause, Fault};
+use crate::error::{Cause, Fault};
 use crate::holder::Holder;
 use crate::key::Key;
 

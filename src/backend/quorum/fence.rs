@@ -17,8 +17,8 @@ use std::time::Duration;
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Grant, Quorum, lease};
 use crate::backend::{Attempt, Claim, Fences};
+use crate::error::Fault;
 use crate::events::emit;
-use crate::fault::Fault;
 
 impl Quorum {
     /// Turns a majority of grants into one.

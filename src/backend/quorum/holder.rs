@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, smallest};
 use crate::backend::{Availability, Claim, Look};
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
 

@@ -57,7 +57,7 @@ use crate::backend::{
     SentBehind,
 };
 use crate::clock::Moment;
-use crate::fault::{Cause, Fault};
+use crate::error::{Cause, Fault};
 use crate::holder::Holder;
 use crate::key::Key;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Grant, Quorum};
 use crate::backend::{Claim, Freed, SentBehind};
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::key::Key;
 
 impl Quorum {

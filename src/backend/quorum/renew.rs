@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Claim, Look, Renewal};
-use crate::fault::Fault;
+use crate::error::Fault;
 
 impl Quorum {
     pub(super) async fn renew(

@@ -17,8 +17,8 @@ use crate::backend::quorum::seat::Seat;
 use crate::backend::quorum::stake::Stake;
 use crate::backend::{Attempt, Claim, Renewal};
 use crate::backoff::Backoff;
+use crate::error::Fault;
 use crate::events::emit;
-use crate::fault::Fault;
 
 /// A loser of a race gives its minority back within some milliseconds.
 const FIRST_RETRY: Duration = Duration::from_millis(5);

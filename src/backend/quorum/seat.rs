@@ -13,8 +13,8 @@ use crate::backend::quorum::member::Member;
 use crate::backend::quorum::stake::Stake;
 use crate::backend::{Claim, Freed};
 use crate::backoff::Backoff;
+use crate::error::Fault;
 use crate::events::emit;
-use crate::fault::Fault;
 
 /// So many releases at a time are tried again at a server that does not answer. The keys of
 /// further ones stay there until their TTL.

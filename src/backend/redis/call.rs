@@ -9,7 +9,7 @@ use crate::backend::redis::Server;
 use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::reply::Reply;
 use crate::backend::redis::script::{self, Script};
-use crate::fault::Fault;
+use crate::error::Fault;
 
 /// This runtime's connection, that of another, and a new one.
 const TRIES: u32 = 3;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::error_class::{Verdict, is_forbidden, mentions};
 use crate::backend::redis::health::Health;
-use crate::fault::{Cause, Fault};
+use crate::error::{Cause, Fault};
 
 /// A connection and what is known of its health.
 pub(crate) struct Connection {

@@ -32,7 +32,7 @@ use crate::backend::Signals;
 use crate::backend::redis::connection::{Connection, no_answer};
 use crate::backend::redis::opening::Opener;
 use crate::backoff::Backoff;
-use crate::fault::Fault;
+use crate::error::Fault;
 
 /// How long waiters do without pushes after one did not come.
 const DOUBT: Duration = Duration::from_secs(10);

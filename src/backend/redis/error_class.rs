@@ -2,7 +2,7 @@
 
 use redis::{ErrorKind, RedisError, RetryMethod};
 
-use crate::fault::Fault;
+use crate::error::Fault;
 
 /// What an error means for the request and for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

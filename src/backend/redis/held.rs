@@ -11,7 +11,7 @@ use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
 use crate::backend::{Claim, Look, Renewal, Signals};
 use crate::clock::Moment;
-use crate::fault::Fault;
+use crate::error::Fault;
 
 impl Server {
     pub(super) async fn renew(&self, claim: &Claim, within: Duration) -> Result<Renewal, Fault> {

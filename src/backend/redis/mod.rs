@@ -34,7 +34,7 @@ use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
 };
 use crate::clock::{Clock, Moment};
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
 

@@ -32,8 +32,8 @@ use crate::backend::redis::echo::{Echoes, Evidence};
 use crate::backend::redis::error_class::{Refusal, Verdict, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
 use crate::backend::redis::push::Watcher;
+use crate::error::{Cause, Fault};
 use crate::events::emit;
-use crate::fault::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
 const QUEUED_REQUESTS: usize = 4096;

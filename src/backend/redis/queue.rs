@@ -9,7 +9,7 @@ use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
 use crate::backend::redis::{FENCE_TTL, Server, leaving};
 use crate::backend::{Answer, Beat, Claim, Fences, Freed, Queue, Standing};
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::options::whole_millis;
 
 /// How long a queue outlives the last heartbeat of its last waiter, in milliseconds: longer than

@@ -8,7 +8,7 @@ use redis::Value;
 use crate::backend::redis::connection::Connection;
 use crate::backend::{Claim, Freed};
 use crate::clock::Moment;
-use crate::fault::Fault;
+use crate::error::Fault;
 use crate::holder::Holder;
 
 pub(in crate::backend) struct Reply {
