@@ -1,5 +1,8 @@
 //! What the public API promises beside the promises of the locks themselves.
 
+#[path = "common/waiters.rs"]
+mod waiters;
+
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::panic::{RefUnwindSafe, UnwindSafe};
@@ -7,6 +10,7 @@ use std::time::Duration;
 
 use redlease::{Error, Locker, LostReason, Released, blocking};
 use testkit::*;
+use waiters::*;
 
 /// Waits that no clock can add up, and some that it only just can.
 const ENDLESS: [Duration; 5] = [
