@@ -61,3 +61,6 @@ impl Watched {
         !self.0.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

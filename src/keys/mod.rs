@@ -383,12 +383,6 @@ impl Keys {
         Left::Nothing(wakes)
     }
 
-    /// How many keys are known.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.table.lock().keys.len()
-    }
-
     fn state_of(&self, key: &Arc<Key>) -> Option<Arc<KeyState>> {
         let mut table = self.table.lock();
         if table.is_closed {

@@ -111,3 +111,6 @@ impl Ord for Wake {
         self.place().cmp(&other.place())
     }
 }
+
+#[cfg(test)]
+mod tests;
