@@ -76,7 +76,7 @@ impl HeldLock {
             match driver.backend.renew(&claim, within).await {
                 Ok(renewal) => {
                     if let Some((held, reason)) =
-                        driver.keys.renewed(&state, &lease, renewal, false)
+                        driver.keys.renewed(&state, &claim, renewal, false)
                     {
                         driver.lose(&state, &held, reason);
                     }

@@ -242,23 +242,23 @@ impl Driver {
 
     async fn ask(self: Arc<Self>, state: Arc<KeyState>, question: Question) {
         let Question {
-            lease,
             claim,
             extend,
             within,
         } = question;
         let answer = if extend {
             let renewal = self.backend.renew(&claim, within).await;
-            renewal.map(|renewal| self.keys.renewed(&state, &lease, renewal, true))
+            renewal.map(|renewal| self.keys.renewed(&state, &claim, renewal, true))
         } else {
             let look = self.backend.look(&claim, within).await;
-            look.map(|look| self.keys.looked(&state, &lease, look))
+            look.map(|look| self.keys.looked(&state, &claim, look))
         };
         match answer {
             Ok(None) => {}
             Ok(Some((held, reason))) => self.lose(&state, &held, reason),
             Err(fault) => {
-                if self.keys.unanswered(&state, &lease, fault.cause.clone()) {
+                let lease = self.keys.unanswered(&state, &claim, fault.cause.clone());
+                if let Some(lease) = lease {
                     note_failure(&lease, fault);
                 }
             }

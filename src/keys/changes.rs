@@ -57,14 +57,14 @@ impl Keys {
     pub(crate) fn renewed(
         &self,
         state: &Arc<KeyState>,
-        lease: &Arc<Lease>,
+        claim: &Arc<Claim>,
         renewal: Renewal,
         asked_by_driver: bool,
     ) -> Option<(HeldClaim, LostReason)> {
         let reason = match renewal {
             Renewal::Renewed { deadline } => {
                 let mut known = state.lock();
-                if let Some(held) = known.held(lease) {
+                if let Some(held) = known.held_on(claim) {
                     held.renewed(deadline, asked_by_driver, self.clock.now());
                     self.refile(state, &mut known);
                 }
@@ -75,7 +75,9 @@ impl Keys {
         };
         let mut known = state.lock();
         // Whoever cedes a claim ends its turn, too.
-        let held = known.take_held(lease).filter(|held| !held.is_ceded);
+        let lease = known.held_on(claim).map(|held| Arc::clone(&held.lease));
+        let held = lease.and_then(|lease| known.take_held(&lease));
+        let held = held.filter(|held| !held.is_ceded);
         self.settle(state, known);
         held.map(|held| (held, reason))
     }
@@ -84,38 +86,37 @@ impl Keys {
     pub(crate) fn looked(
         &self,
         state: &Arc<KeyState>,
-        lease: &Arc<Lease>,
+        claim: &Arc<Claim>,
         look: Look,
     ) -> Option<(HeldClaim, LostReason)> {
         match look {
             Look::Ours { until } => {
                 let mut known = state.lock();
-                if let Some(held) = known.held(lease) {
+                if let Some(held) = known.held_on(claim) {
                     held.looked(until, self.clock.now());
                     self.refile(state, &mut known);
                 }
                 None
             }
-            Look::Removed => self.renewed(state, lease, Renewal::Removed, true),
-            Look::Stolen => self.renewed(state, lease, Renewal::Stolen, true),
+            Look::Removed => self.renewed(state, claim, Renewal::Removed, true),
+            Look::Stolen => self.renewed(state, claim, Renewal::Stolen, true),
         }
     }
 
-    /// A question of the driver's came to no answer. Says whether the lease is still held.
+    /// A question of the driver's came to no answer. Says which lease it was about.
     pub(crate) fn unanswered(
         &self,
         state: &Arc<KeyState>,
-        lease: &Arc<Lease>,
+        claim: &Arc<Claim>,
         cause: Cause,
-    ) -> bool {
+    ) -> Option<Arc<Lease>> {
         let mut known = state.lock();
-        let Some(held) = known.held(lease) else {
-            return false;
-        };
+        let held = known.held_on(claim)?;
         held.unanswered(self.clock.now());
+        let lease = Arc::clone(&held.lease);
         lease.note_failure(cause);
         self.refile(state, &mut known);
-        true
+        Some(lease)
     }
 
     /// Takes the claims that were granted although nobody waits with them any more.

@@ -183,7 +183,6 @@ impl HeldClaim {
         // A renewal looks, too.
         self.look_at = Moment::NEVER;
         Some(Question {
-            lease: Arc::clone(&self.lease),
             claim: Arc::clone(&self.claim),
             extend,
             // Three tries fit into what is left of the lease.
@@ -270,10 +269,9 @@ impl HeldClaim {
     }
 }
 
-/// What the driver has to ask Redis about a lease.
+/// What the driver has to ask Redis about a claim.
 #[derive(Debug)]
 pub(crate) struct Question {
-    pub(crate) lease: Arc<Lease>,
     pub(crate) claim: Arc<Claim>,
     /// Whether it is to be extended; if not, it is only looked at.
     pub(crate) extend: bool,

@@ -174,6 +174,12 @@ impl State {
         held.find(|held| Arc::ptr_eq(&held.lease, lease))
     }
 
+    /// The present lease on a claim: a question may be answered after a hand-over.
+    pub(super) fn held_on(&mut self, claim: &Arc<Claim>) -> Option<&mut HeldClaim> {
+        let mut held = self.held.iter_mut();
+        held.find(|held| Arc::ptr_eq(&held.claim, claim))
+    }
+
     pub(super) fn take_held(&mut self, lease: &Arc<Lease>) -> Option<HeldClaim> {
         let place = self.held.iter().position(|h| Arc::ptr_eq(&h.lease, lease));
         place.map(|place| self.held.swap_remove(place))

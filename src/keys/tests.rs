@@ -29,22 +29,22 @@ impl Keys {
     }
 
     /// Enters the answer to a question of the driver's.
-    fn answer_renewal(
+    pub(super) fn answer_renewal(
         &self,
         state: &Arc<KeyState>,
         question: &Question,
         renewal: Renewal,
     ) -> Option<(HeldClaim, LostReason)> {
-        self.renewed(state, &question.lease, renewal, true)
+        self.renewed(state, &question.claim, renewal, true)
     }
 
-    fn answer_look(
+    pub(super) fn answer_look(
         &self,
         state: &Arc<KeyState>,
         question: &Question,
         look: Look,
     ) -> Option<(HeldClaim, LostReason)> {
-        self.looked(state, &question.lease, look)
+        self.looked(state, &question.claim, look)
     }
 
     /// Who has the turn.
@@ -349,19 +349,20 @@ impl Holder {
     pub(super) fn renewed(&self, deadline: Moment, asked_by_driver: bool) {
         let renewal = Renewal::Renewed { deadline };
         let keys = &self.f.keys;
-        let lost = keys.renewed(&self.state, &self.lease, renewal, asked_by_driver);
+        let lost = keys.renewed(&self.state, &self.claim, renewal, asked_by_driver);
         assert!(lost.is_none());
     }
 
     pub(super) fn looked(&self, until: Option<Moment>) {
         let look = Look::Ours { until };
-        let lost = self.f.keys.looked(&self.state, &self.lease, look);
+        let lost = self.f.keys.looked(&self.state, &self.claim, look);
         assert!(lost.is_none());
     }
 
     pub(super) fn unanswered(&self) -> bool {
         let cause = crate::fault::Cause::new(std::io::Error::other("on purpose"));
-        self.f.keys.unanswered(&self.state, &self.lease, cause)
+        let lease = self.f.keys.unanswered(&self.state, &self.claim, cause);
+        lease.is_some_and(|lease| Arc::ptr_eq(&lease, &self.lease))
     }
 }
 

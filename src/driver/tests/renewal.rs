@@ -108,3 +108,23 @@ async fn a_holder_that_renews_hears_that_the_key_is_gone() {
     assert!(lock.lease().token().is_cancelled());
     assert!(waiter.is_called_to_contend());
 }
+
+/// The driver's renewal is under way when its lease goes to the next of the process.
+#[tokio::test(start_paused = true)]
+async fn p9_an_heirs_lease_is_renewed_although_the_driver_was_asking() {
+    let f = Fixture::new();
+    let options = Options {
+        handover_for: 10 * TTL,
+        ..Options::default()
+    };
+    let lock = f.win(f.user_with("k", options.clone())).await;
+    let mut heir = f.user_with("k", options);
+    sleep(FIRST_LOOK + TICK).await;
+    f.store.next([Trouble::HangAfter]);
+    sleep(EVERY).await;
+    assert_eq!(f.store.renewals(), 1, "it is under way");
+    drop(lock);
+    let lock = heir.taken();
+    sleep(10 * TTL).await;
+    assert!(!lock.lease().is_lost());
+}

@@ -130,3 +130,33 @@ fn a_caller_that_renews_leaves_the_drivers_question_under_way() {
     f.clock.advance(EVERY);
     assert_eq!(extends(&f.due()), [true]);
 }
+
+/// What the driver asked about the lease before may be answered to the next one of the claim.
+#[test]
+fn p9_a_question_under_way_at_a_hand_over_is_answered_for_the_heir() {
+    let mut f = fixture(true);
+    f.options.handover_for = SECOND;
+    let (holder, mut heir) = (f.hold(), f.behind());
+    f.clock.advance(EVERY);
+    let due = f.due();
+    let [Due::Ask(question)] = &due[..] else {
+        panic!("{due:?}");
+    };
+    let state = Arc::clone(&holder.state);
+    drop(holder);
+    let heir = heir.taken();
+    assert!(f.due().is_empty(), "K9: the claim is being asked about");
+    let deadline = heir.claim.deadline(f.clock.now());
+    let renewal = Renewal::Renewed { deadline };
+    let lost = f.keys.answer_renewal(&state, question, renewal);
+    assert!(lost.is_none());
+    assert_eq!(heir.lease.deadline(), deadline);
+    f.clock.advance(EVERY);
+    assert_eq!(extends(&f.due()), [true], "the heir's lease is renewed");
+    let (held, _) = f
+        .keys
+        .answer_renewal(&state, question, Renewal::Removed)
+        .expect("a lease that is lost");
+    assert!(Arc::ptr_eq(&held.lease, &heir.lease), "P4");
+    f.keys.end_turn(&state, &held.holder).wake();
+}

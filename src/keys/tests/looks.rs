@@ -161,12 +161,12 @@ fn p4_a_look_that_finds_the_key_gone_loses_the_lease_once() {
     ] {
         let f = fixture(true);
         let holder = f.hold();
-        let lost = f.keys.looked(&holder.state, &holder.lease, look);
+        let lost = f.keys.looked(&holder.state, &holder.claim, look);
         let (held, found) = lost.expect("a lease that is lost");
         assert_eq!(found.to_string(), reason.to_string());
         assert!(Arc::ptr_eq(&held.lease, &holder.lease));
         let again = Look::Removed;
-        let again = f.keys.looked(&holder.state, &holder.lease, again);
+        let again = f.keys.looked(&holder.state, &holder.claim, again);
         assert!(again.is_none(), "K7");
         f.clock.advance(2 * TTL);
         assert!(f.due().is_empty(), "P5");
