@@ -74,10 +74,14 @@ impl Keys {
             Renewal::Stolen => LostReason::Stolen,
         };
         let mut known = state.lock();
-        // Whoever cedes a claim ends its turn, too.
-        let lease = known.held_on(claim).map(|held| Arc::clone(&held.lease));
-        let held = lease.and_then(|lease| known.take_held(&lease));
-        let held = held.filter(|held| !held.is_ceded);
+        let held = known.held_on(claim)?;
+        if held.is_ceded {
+            // By its own request, perhaps: it finds out for itself, and ends its turn.
+            held.gone(asked_by_driver, self.clock.now());
+            return None;
+        }
+        let lease = Arc::clone(&held.lease);
+        let held = known.take_held(&lease);
         self.settle(state, known);
         held.map(|held| (held, reason))
     }

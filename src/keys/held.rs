@@ -254,6 +254,13 @@ impl HeldClaim {
         self.answered(now);
     }
 
+    /// The key is not ours, says an answer, while the holder lets go. If Redis keeps the claim all the
+    /// same, the driver looks again.
+    pub(super) fn gone(&mut self, asked_by_driver: bool, now: Moment) {
+        self.in_flight &= !asked_by_driver;
+        self.doubt(now);
+    }
+
     /// A question came to no answer.
     pub(super) fn unanswered(&mut self, now: Moment) {
         self.in_flight = false;

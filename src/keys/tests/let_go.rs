@@ -272,3 +272,25 @@ fn what_is_lost_for_sure_needs_no_release() {
         assert!(matches!(holder.let_go(), LetGo::Nothing(_)));
     }
 }
+
+/// What the driver asked before may be answered when the holder has let go by a request of its own.
+#[test]
+fn p9_a_turn_ends_although_the_driver_hears_that_a_ceded_lease_is_gone() {
+    let f = Fixture::new();
+    let (holder, mut waiter) = (f.first().win_with("v", 1), f.behind());
+    f.clock.advance(f.terms().ttl / 2);
+    let due = f.due();
+    let [Due::Ask(question)] = &due[..] else {
+        panic!("{due:?}");
+    };
+    let (state, lease) = (Arc::clone(&holder.state), Arc::clone(&holder.lease));
+    let token = lease.token();
+    assert!(matches!(holder.let_go(), LetGo::Ask { .. }));
+    let lost = f.keys.answer_renewal(&state, question, Renewal::Removed);
+    assert!(lost.is_none(), "that is no loss (K7)");
+    // Redis has passed the lock on.
+    let taken_off = f.keys.take_off(&state, &lease);
+    assert!(!taken_off.is_lost && !token.is_cancelled(), "L4");
+    f.keys.end_turn(&state, &taken_off.holder.unwrap()).wake();
+    assert!(waiter.is_called_to_contend());
+}
