@@ -396,7 +396,9 @@ impl<'a> Contender<'a> {
             return Ok(Some(lock));
         }
         drop(lock);
-        // P10: the thread that releases in the background may be gone.
+        // P10: nobody may wait for the answer, and the thread that releases in the background may be
+        // gone.
+        self.driver.leave(Arc::clone(&self.claim));
         let (backend, claim) = (&self.driver.backend, &self.claim);
         let within = self.driver.settings.command_timeout;
         let _ = Box::pin(backend.release(claim, within)).await;

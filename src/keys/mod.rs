@@ -227,7 +227,9 @@ impl Keys {
         let held = HeldClaim::new(won, waiter, &self.clock, now);
         let lease = Arc::clone(&held.lease);
         if known.is_closed {
-            drop(known);
+            // Nobody waits for the turn any more.
+            known.turn.take_if(|turn| Arc::ptr_eq(turn, waiter));
+            self.settle(state, known);
             lease.lose(LostReason::Closed);
         } else {
             // One is the rule, and a vector makes room for four.

@@ -107,11 +107,13 @@ impl Waiter {
         state.waker.take()
     }
 
-    /// Ends the wait, or the contention, because the locker is closed.
+    /// Ends the wait, or the contention, because the locker is closed. One that was called to hold
+    /// a lease finds it lost.
     pub(super) fn turn_away(&self) -> Option<Waker> {
         let mut state = self.state.lock();
-        if !matches!(state.stage, Stage::Waiting | Stage::Contending) {
-            return None;
+        match state.stage {
+            Stage::Waiting | Stage::Called(Call::Contend { .. }) | Stage::Contending => {}
+            _ => return None,
         }
         state.stage = Stage::Closed;
         state.waker.clone()
@@ -132,6 +134,8 @@ impl Waiter {
                 return Poll::Pending;
             }
             Stage::Called(Call::Contend { .. }) => Stage::Contending,
+            // It may have a turn to end when it leaves.
+            Stage::Closed => Stage::Closed,
             _ => Stage::Done,
         };
         state.was_asked = false;

@@ -56,3 +56,24 @@ async fn who_waits_behind_a_holder_hears_that_the_thread_has_ended() {
     let reason = lock.lease().lost_reason();
     assert!(matches!(reason, Some(LostReason::Closed)), "{reason:?}");
 }
+
+/// Whatever its future waits for when it is dropped.
+#[tokio::test(start_paused = true)]
+async fn p10_a_grant_that_came_after_the_close_is_given_back_by_the_driver() {
+    let f = Fixture::new();
+    let met = LocalWaiter::enter(&f.driver, &f.key, &f.terms, true);
+    let Ok(Met::Turn(local)) = met else {
+        panic!("somebody is there");
+    };
+    let mut contender = Contender::new(&f.driver, &f.key, &f.terms, local, Instant::now(), None);
+    let attempt = contender.attempt().await.unwrap();
+    let Attempt::Granted { fences, deadline } = attempt else {
+        panic!("{attempt:?}");
+    };
+    let won = contender.won(fences, deadline).unwrap();
+    f.driver.close();
+    f.store.always(Some(Trouble::Dawdle));
+    let end = poll_times(contender.hold(won), 1).await;
+    assert!(end.is_none(), "it waits for the release");
+    assert!(f.is_free().await);
+}

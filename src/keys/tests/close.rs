@@ -122,3 +122,32 @@ fn one_that_enters_as_the_locker_is_closed_is_turned_away() {
     assert!(matches!(f.enter(true), Arrival::Closed));
     f.assert_nothing_left();
 }
+
+/// One that was called and not polled since is neither waiting nor contending.
+#[test]
+fn closing_turns_away_one_that_was_called_to_contend() {
+    let f = Fixture::new();
+    let (turn, mut called) = (f.first(), f.behind());
+    drop(turn);
+    f.keys.close().wakes.wake();
+    let call = called.poll();
+    assert!(matches!(call, Poll::Ready(None)) || !called.note_poll());
+    drop(called);
+    f.assert_nothing_left();
+}
+
+#[test]
+fn p10_a_grant_that_comes_after_the_close_is_lost_at_once() {
+    let f = Fixture::new();
+    let (contender, mut waiter) = (f.first(), f.behind());
+    f.keys.close().wakes.wake();
+    let holder = contender.win();
+    assert!(matches!(
+        holder.lease.lost_reason(),
+        Some(LostReason::Closed)
+    ));
+    assert!(matches!(waiter.poll(), Poll::Ready(None)));
+    assert!(f.due().is_empty(), "P5");
+    drop(holder);
+    f.assert_nothing_left();
+}
