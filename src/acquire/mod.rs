@@ -117,12 +117,11 @@ async fn called(
     driver: &Driver,
     patience: Patience,
 ) -> Result<Option<Call>, Error> {
-    let state = Arc::clone(&local.state);
     tokio::select! {
         biased;
         call = local.called() => call.map(Some),
-        () = pass(patience.end()) => match driver.keys.outage(&state) {
-            Some(fault) => Err(fault.about(Some(state.key.name()))),
+        () = pass(patience.end()) => match driver.keys.outage(&local.state) {
+            Some(fault) => Err(fault.about(Some(local.state.key.name()))),
             None => Ok(None),
         },
     }
@@ -142,8 +141,6 @@ struct Contender<'a> {
     /// It hears of grants and changes.
     is_listening: bool,
     outage: Outage,
-    /// The others were told of the outage (K5).
-    has_complained: bool,
     /// `None` once it holds. Leaves after the clean-up was begun.
     local: Option<LocalWaiter<'a>>,
 }
@@ -166,7 +163,6 @@ impl<'a> Contender<'a> {
             is_queued: false,
             is_listening: false,
             outage: Outage::new(options.outage_limit, limit, since),
-            has_complained: false,
             local: Some(local),
         }
     }
@@ -347,7 +343,6 @@ impl<'a> Contender<'a> {
     /// When to try a server again that did not answer, if it is not time to give up.
     fn next_try(&mut self, fault: Fault) -> Result<Instant, Error> {
         if !fault.permanent {
-            self.has_complained = true;
             let (keys, since) = (&self.driver.keys, self.outage.since());
             keys.note_outage(self.state(), self.waiter(), since, &fault)
                 .wake();
@@ -358,9 +353,7 @@ impl<'a> Contender<'a> {
 
     fn note_answer(&mut self) {
         self.outage.is_over();
-        if std::mem::take(&mut self.has_complained) {
-            self.driver.keys.note_answer(self.state(), self.waiter());
-        }
+        self.driver.keys.note_answer(self.state(), self.waiter());
     }
 
     /// Takes a grant, unless its lease is over already: then it is undone, and the next try goes

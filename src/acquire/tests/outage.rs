@@ -117,3 +117,29 @@ async fn a_refusal_for_good_ends_the_acquire_at_once() {
     assert_eq!(f.store.acquires(), 1);
     f.assert_nothing_left("after a refusal").await;
 }
+
+/// The next contender hears an answer, which ends what the one before it told of.
+#[tokio::test(start_paused = true)]
+async fn p13_an_outage_that_is_over_is_not_told_any_more() {
+    let f = Fixture::new();
+    let other = f.beside();
+    let lock = other.acquire(Patience::None).await.unwrap();
+    f.store.always(Some(Trouble::Fail));
+    let limit = Instant::now() + TIMEOUT;
+    let mut second = pin!(async {
+        tokio::time::sleep(TIMEOUT / 2).await;
+        f.acquire(Patience::Unbounded).await
+    });
+    tokio::select! {
+        end = &mut second => panic!("{end:?}"),
+        end = f.acquire(Patience::Until(limit)) => {
+            assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
+        }
+    }
+    f.store.always(None);
+    let soon = tokio::time::timeout(TIMEOUT, &mut second).await;
+    assert!(soon.is_err(), "somebody else has the lock");
+    let end = f.acquire(Patience::None).await;
+    assert!(matches!(end, Ok(None)), "{end:?}");
+    drop(lock);
+}
