@@ -26,6 +26,7 @@ fn process(store: &Arc<Faulty>, clock: Clock) -> Share {
         prefix: String::new(),
         command_timeout: TIMEOUT,
         flush_timeout: TIMEOUT,
+        options: Options::default(),
     };
     let runtime = runtime().unwrap();
     let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
@@ -55,7 +56,7 @@ impl Fixture {
             store,
             clock,
             key: Arc::new(Key::new("", "k".to_owned())),
-            terms: options.check(&"k".into()).unwrap(),
+            terms: options.check(None).unwrap(),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::backend::faulty::{Faulty, Nobody, Trouble};
 use crate::backend::{Attempt, Claim, Fences, Grant, Signals};
-use crate::fault::Cause;
+use crate::error::Cause;
 use crate::key::Key;
 use crate::keys::{Arrival, Call, Heard, Left, Waiter, Won};
 use crate::options::{Options, Terms};
@@ -52,6 +52,7 @@ impl Fixture {
             prefix: String::new(),
             command_timeout: Duration::from_secs(1),
             flush_timeout: Duration::from_secs(1),
+            options: Options::default(),
         };
         let driver = Driver::on(Handle::current(), store.clone(), keys, clock, settings);
         let life = tokio::spawn(life(LastWill(Arc::clone(&driver))));
@@ -131,7 +132,7 @@ fn terms(options: Options) -> Terms {
         renew_every: Some(EVERY),
         ..options
     };
-    options.check(&"k".into()).unwrap()
+    options.check(None).unwrap()
 }
 
 /// One that waits or contends, and leaves when it is dropped.

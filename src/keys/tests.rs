@@ -86,7 +86,7 @@ impl Fixture {
     }
 
     pub(super) fn terms(&self) -> Terms {
-        self.options.check(self.key.name()).unwrap()
+        self.options.check(Some(self.key.name())).unwrap()
     }
 
     pub(super) fn enter(&self, waits: bool) -> Arrival {
@@ -360,7 +360,7 @@ impl Holder {
     }
 
     pub(super) fn unanswered(&self) -> bool {
-        let cause = crate::fault::Cause::new(std::io::Error::other("on purpose"));
+        let cause = crate::error::Cause::new(std::io::Error::other("on purpose"));
         let lease = self.f.keys.unanswered(&self.state, &self.claim, cause);
         lease.is_some_and(|lease| Arc::ptr_eq(&lease, &self.lease))
     }

@@ -1,3 +1,5 @@
+use std::error::Error as _;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -15,13 +17,10 @@ async fn p4_the_token_fires_at_the_deadline_whatever_the_store_does() {
             fired >= life && fired <= life + TICK,
             "{trouble:?}: {fired:?}"
         );
-        match lease.lost_reason() {
-            Some(LostReason::Expired { last_error }) => {
-                let cause = last_error.expect("what renewing failed with").to_string();
-                assert_eq!(cause, "on purpose");
-            }
-            other => panic!("{other:?}"),
-        }
+        let lost = lease.ensure_held().unwrap_err();
+        assert_eq!(lost.reason(), LostReason::Expired, "{trouble:?}");
+        let cause = lost.source().expect("what renewing failed with");
+        assert_eq!(cause.to_string(), "on purpose");
         assert!(waiter.is_called_to_contend());
     }
 }

@@ -1,3 +1,5 @@
+use std::error::Error as _;
+
 use super::*;
 
 #[tokio::test(start_paused = true)]
@@ -46,11 +48,9 @@ async fn an_old_failure_is_not_told_after_a_success() {
     let lease = Arc::clone(lock.lease());
     drop(lock);
     sleep(2 * TTL).await;
-    let reason = lease.lost_reason();
-    assert!(
-        matches!(reason, Some(LostReason::Expired { last_error: None })),
-        "{reason:?}"
-    );
+    let lost = lease.ensure_held().unwrap_err();
+    assert_eq!(lost.reason(), LostReason::Expired);
+    assert!(lost.source().is_none(), "{lost:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! What becomes of a lease whose holder lets go.
 
 use super::*;
-use crate::fault::Cause;
+use crate::error::Cause;
 
 /// Whoever is called to a lease has it.
 #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::backend::{Grant, Signals};
-use crate::fault::{Cause, Fault};
+use crate::error::{Cause, Fault};
 
 pub(super) fn grant(f: &Fixture, value: &str) -> Grant {
     Grant {
