@@ -1,10 +1,13 @@
 //! The names that one lock has in Redis.
 
+use std::fmt::Write;
 use std::sync::{Arc, LazyLock};
 
 use crate::error::Error;
 
 const SLOTS: usize = 16_384;
+/// How much longer than a key a neighbour's name is, at most.
+const LONGEST_ADDITION: usize = "{999999}:lock-waiters".len();
 
 /// A lock's key and the keys beside it, which hash to the same cluster slot.
 ///
@@ -20,11 +23,13 @@ const SLOTS: usize = 16_384;
 pub(crate) struct Key {
     name: Arc<str>,
     prefix_length: usize,
-    fence: String,
-    fence_owner: String,
-    queue: String,
-    waiters: String,
+    /// The neighbours' names, one behind the other: a `Lock` is often made for one acquisition.
+    neighbours: String,
+    /// Where each neighbour's name ends.
+    ends: [usize; NEIGHBOURS.len()],
 }
+
+const NEIGHBOURS: [&str; 4] = ["fence", "fence-owner", "lock-queue", "lock-waiters"];
 
 impl Key {
     pub(crate) fn new(prefix: &str, key: String) -> Self {
@@ -34,13 +39,17 @@ impl Key {
             format!("{prefix}{key}").into()
         };
         let tag = Tag::of(&name);
+        let longest = name.len() + LONGEST_ADDITION;
+        let mut neighbours = String::with_capacity(NEIGHBOURS.len() * longest);
+        let ends = NEIGHBOURS.map(|what| {
+            tag.write_beside(&mut neighbours, &name, what);
+            neighbours.len()
+        });
         Self {
-            fence: tag.beside(&name, "fence"),
-            fence_owner: tag.beside(&name, "fence-owner"),
-            queue: tag.beside(&name, "lock-queue"),
-            waiters: tag.beside(&name, "lock-waiters"),
             prefix_length: prefix.len(),
             name,
+            neighbours,
+            ends,
         }
     }
 
@@ -60,19 +69,30 @@ impl Key {
 
     /// Where the fencing counter is.
     pub(crate) fn fence(&self) -> &str {
-        &self.fence
+        let [fence, ..] = self.neighbours();
+        fence
+    }
+
+    fn neighbours(&self) -> [&str; NEIGHBOURS.len()] {
+        let mut begin = 0;
+        self.ends.map(|end| {
+            let name = &self.neighbours[begin..end];
+            begin = end;
+            name
+        })
     }
 
     /// All the keys that the scripts of a quorum's servers take; the third is where a server keeps
     /// the value of the claim that wrote the fencing counter.
     pub(crate) fn of_a_member(&self) -> [&str; 5] {
-        let [name, fence, queue, waiters] = self.with_queue();
-        [name, fence, &self.fence_owner, queue, waiters]
+        let [fence, owner, queue, waiters] = self.neighbours();
+        [&self.name, fence, owner, queue, waiters]
     }
 
     /// All the keys that the scripts of the queue take.
     pub(crate) fn with_queue(&self) -> [&str; 4] {
-        [&self.name, &self.fence, &self.queue, &self.waiters]
+        let [fence, _, queue, waiters] = self.neighbours();
+        [&self.name, fence, queue, waiters]
     }
 }
 
@@ -100,12 +120,13 @@ impl Tag {
         }
     }
 
-    fn beside(&self, name: &str, what: &str) -> String {
-        match self {
-            Self::Own => format!("{name}:{{{what}}}"),
-            Self::Whole => format!("{{{name}}}:{what}"),
-            Self::Number(number) => format!("{{{number}}}{name}:{what}"),
-        }
+    fn write_beside(&self, names: &mut String, name: &str, what: &str) {
+        let written = match self {
+            Self::Own => write!(names, "{name}:{{{what}}}"),
+            Self::Whole => write!(names, "{{{name}}}:{what}"),
+            Self::Number(number) => write!(names, "{{{number}}}{name}:{what}"),
+        };
+        written.expect("a String takes all that is written");
     }
 }
 
@@ -159,7 +180,7 @@ mod tests {
     use super::*;
 
     fn fence(name: &str) -> String {
-        Key::new("", name.to_owned()).fence
+        Key::new("", name.to_owned()).fence().to_owned()
     }
 
     #[test]
