@@ -97,7 +97,7 @@ impl Server {
         // P3: the lease counts from here, before the connection has the request.
         let sent = self.clock.now();
         let by_digest = script.by_digest(keys, arguments);
-        let value = match connection.send(&by_digest, until).await {
+        let value = match connection.send_owned(by_digest, until).await {
             Err(Failure::NoScript) => {
                 connection
                     .send(&script.in_full(keys, arguments), until)

@@ -1,23 +1,24 @@
 //! One connection to a server: requests over it, and what their answers say of it.
 
-use std::future::Future;
 use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::error_class::{Verdict, is_forbidden, mentions};
 use crate::backend::redis::health::Health;
+use crate::backend::redis::requests::{self, Spares};
 use crate::error::{Cause, Fault};
 
 /// A connection and what is known of its health.
 pub(crate) struct Connection {
     pub(super) stream: MultiplexedConnection,
+    pub(super) spares: Spares,
     pub(super) health: Arc<Health>,
     pub(super) runtime: Handle,
     pub(super) server: Arc<str>,
@@ -57,10 +58,23 @@ impl Connection {
 
     /// Sends one command and waits for its reply.
     pub(crate) async fn send(&self, cmd: &Cmd, until: Instant) -> Result<Value, Failure> {
-        let mut stream = self.stream.clone();
-        match self.watch(stream.req_packed_command(cmd), until).await? {
-            Value::ServerError(error) => Err(self.note(error.into())),
-            value => Ok(value),
+        self.send_owned(cmd.clone(), until).await
+    }
+
+    /// As [`send`](Self::send), where the command is of no use afterwards.
+    pub(super) async fn send_owned(&self, cmd: Cmd, until: Instant) -> Result<Value, Failure> {
+        let seen = self.health.seen();
+        match requests::send(self, cmd, until).await {
+            Some(Ok(Value::ServerError(error))) => Err(self.note(error.into())),
+            Some(Ok(value)) => {
+                self.health.note_answer();
+                Ok(value)
+            }
+            Some(Err(error)) => Err(self.note(error)),
+            None => {
+                self.health.note_timeout(seen);
+                Err(Failure::Fault(no_answer(&self.server, "no answer in time")))
+            }
         }
     }
 
@@ -84,25 +98,6 @@ impl Connection {
                 let _ = connection.ping(Instant::now() + within).await;
                 connection.health.end_probe();
             });
-        }
-    }
-
-    async fn watch<T>(
-        &self,
-        request: impl Future<Output = Result<T, RedisError>>,
-        until: Instant,
-    ) -> Result<T, Failure> {
-        let sent = Instant::now();
-        match timeout_at(until, request).await {
-            Ok(Ok(value)) => {
-                self.health.note_answer();
-                Ok(value)
-            }
-            Ok(Err(error)) => Err(self.note(error)),
-            Err(_) => {
-                self.health.note_timeout(sent);
-                Err(Failure::Fault(no_answer(&self.server, "no answer in time")))
-            }
         }
     }
 

@@ -18,6 +18,7 @@
 
 use std::collections::HashMap;
 use std::future::pending;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -55,7 +56,27 @@ pub(crate) struct Connections {
     slots: Arc<Slots>,
 }
 
-type Slots = Mutex<HashMap<runtime::Id, Arc<Slot>>>;
+type Slots = Mutex<HashMap<runtime::Id, Arc<Slot>, BuildHasherDefault<IdHasher>>>;
+
+/// Mixes the number of a runtime: nobody chooses those to make them collide.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 impl Connections {
     /// `limit` is how long an opening may take.
@@ -81,8 +102,13 @@ impl Connections {
 
     /// The present runtime's connection, opened if there is none that works.
     pub(crate) async fn get(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
+        let usable = self.slot_of(Handle::current().id(), |slot| slot.ready());
+        if let Some(Some(connection)) = usable {
+            return Ok(connection);
+        }
+        // Boxed, so that what is seldom needed does not make every request's future large.
         let patience = until.saturating_duration_since(Instant::now());
-        self.get_own(until, patience, true).await
+        Box::pin(self.get_own(until, patience, true)).await
     }
 
     /// `patience` is all the time that the request had, whatever is left of it: who has waited for
@@ -145,10 +171,18 @@ impl Connections {
         until: Instant,
         patience: Duration,
     ) -> Result<Arc<Connection>, Fault> {
-        let own = self.slot().usable();
-        if let Some(own) = own.filter(|own| !own.health.is_silent()) {
+        let own = self.slot_of(Handle::current().id(), |slot| slot.usable());
+        if let Some(own) = own.flatten().filter(|own| !own.health.is_silent()) {
             return Ok(own);
         }
+        Box::pin(self.open_or_borrow(until, patience)).await
+    }
+
+    async fn open_or_borrow(
+        &self,
+        until: Instant,
+        patience: Duration,
+    ) -> Result<Arc<Connection>, Fault> {
         if self.lender().is_none() {
             return self.get_own(until, patience, true).await;
         }
@@ -177,6 +211,10 @@ impl Connections {
             .filter_map(|(_, slot)| slot.usable())
             .filter(|connection| !connection.health.is_silent())
             .max_by_key(|connection| connection.health.last_answer())
+    }
+
+    fn slot_of<T>(&self, runtime: runtime::Id, read: impl FnOnce(&Arc<Slot>) -> T) -> Option<T> {
+        self.slots.lock().get(&runtime).map(read)
     }
 
     fn slot(&self) -> Arc<Slot> {
@@ -265,6 +303,11 @@ enum Found {
 impl Slot {
     fn usable(&self) -> Option<Arc<Connection>> {
         self.state.lock().usable()
+    }
+
+    /// The connection, if there is one that nothing is to be done about.
+    fn ready(&self) -> Option<Arc<Connection>> {
+        self.usable().filter(|usable| !usable.is_provisional)
     }
 
     /// What a caller has to do that needs a connection.

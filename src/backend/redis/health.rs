@@ -1,34 +1,47 @@
 //! What is known of a connection.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::backend::redis::echo::Echoes;
+use crate::backend::redis::requests::Requests;
 
 /// How many requests may time out one after the other, with no answer to anything in between,
 /// before the connection is taken for dead.
-const SILENCES_BEFORE_REOPENING: u32 = 2;
+const SILENCES_BEFORE_REOPENING: u64 = 2;
+/// The bits of `answers` that count the silences; those above count events.
+const SILENCES: u64 = 0xff;
+const EVENT: u64 = SILENCES + 1;
 
 #[derive(Default)]
 pub(crate) struct Health {
     pub(crate) echoes: Echoes,
+    pub(super) requests: Requests,
     broken: AtomicBool,
     /// It was opened to the end.
     used: AtomicBool,
     /// Other runtimes have sent requests over it.
     lent: AtomicBool,
     probed: AtomicBool,
-    silence: Mutex<Silence>,
+    /// How many requests were answered or found the connection silent, and, in the lowest bits,
+    /// how many of the latter since the last answer. One word, so that an answer and a time-out
+    /// that come together are in an order.
+    events: AtomicU64,
+    last_change: Mutex<LastChange>,
 }
 
+/// The last change of `events`, as it was noticed.
 #[derive(Default)]
-struct Silence {
-    last_answer: Option<Instant>,
-    last_timeout: Option<Instant>,
-    count: u32,
+struct LastChange {
+    events: u64,
+    at: Option<Instant>,
 }
+
+/// What a connection had seen when a request was sent.
+#[derive(Clone, Copy)]
+pub(crate) struct Seen(u64);
 
 impl Health {
     pub(crate) fn new(echoes: Echoes) -> Self {
@@ -64,11 +77,11 @@ impl Health {
 
     /// Whether the last requests had no answer in time.
     pub(crate) fn is_silent(&self) -> bool {
-        self.silence.lock().count > 0
+        self.events.load(Ordering::Acquire) & SILENCES > 0
     }
 
-    pub(crate) fn last_answer(&self) -> Option<Instant> {
-        self.silence.lock().last_answer
+    pub(crate) fn seen(&self) -> Seen {
+        Seen(self.events.load(Ordering::Acquire))
     }
 
     /// Says whether nobody else is at it.
@@ -80,25 +93,37 @@ impl Health {
         self.probed.store(false, Ordering::Release);
     }
 
-    pub(crate) fn note_answer(&self) {
-        let mut silence = self.silence.lock();
-        silence.last_answer = Some(Instant::now());
-        silence.count = 0;
+    /// When the connection brought the last answer, give or take a tick.
+    pub(crate) fn last_answer(&self) -> Option<Instant> {
+        self.last_change.lock().at
     }
 
-    /// A request that was sent at `sent` had no answer in time.
-    pub(crate) fn note_timeout(&self, sent: Instant) {
-        let mut silence = self.silence.lock();
-        // A server that answered something since is slow, not gone. And of many requests that were
-        // sent together, the first speaks for all.
-        if silence.last_answer.is_some_and(|answer| answer >= sent)
-            || silence.last_timeout.is_some_and(|timeout| timeout > sent)
-        {
-            return;
+    /// Called every now and then while requests are under way, and once afterwards.
+    pub(crate) fn note_tick(&self) {
+        let events = self.events.load(Ordering::Acquire);
+        let mut last = self.last_change.lock();
+        if last.events != events && events & SILENCES == 0 {
+            last.at = Some(Instant::now());
         }
-        silence.last_timeout = Some(Instant::now());
-        silence.count += 1;
-        if silence.count >= SILENCES_BEFORE_REOPENING {
+        last.events = events;
+    }
+
+    pub(crate) fn note_answer(&self) {
+        let before = self.events.fetch_add(EVENT, Ordering::AcqRel);
+        if before & SILENCES > 0 {
+            self.events.fetch_and(!SILENCES, Ordering::AcqRel);
+        }
+    }
+
+    /// A request had no answer in time, and this had been `seen` when it was sent.
+    pub(crate) fn note_timeout(&self, seen: Seen) {
+        let silences = (seen.0 & SILENCES) + 1;
+        let now = (seen.0 & !SILENCES) + EVENT + silences.min(SILENCES);
+        let (success, failure) = (Ordering::AcqRel, Ordering::Relaxed);
+        let counted = self.events.compare_exchange(seen.0, now, success, failure);
+        // If it fails: a server that answered something since is slow, not gone. And of many
+        // requests that were sent together, the first speaks for all.
+        if counted.is_ok() && silences >= SILENCES_BEFORE_REOPENING {
             self.note_broken();
         }
     }
@@ -106,44 +131,48 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
-    const LATER: Duration = Duration::from_secs(1);
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_after_silence_is_the_end() {
+    #[test]
+    fn silence_after_silence_is_the_end() {
         let health = Health::default();
-        let first = Instant::now();
-        tokio::time::advance(LATER).await;
+        let first = health.seen();
         health.note_timeout(first);
-        let second = Instant::now();
-        tokio::time::advance(LATER).await;
+        let second = health.seen();
         assert!(!health.is_broken());
         health.note_timeout(second);
         assert!(health.is_broken());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn requests_that_were_sent_together_count_once() {
+    #[test]
+    fn requests_that_were_sent_together_count_once() {
         let health = Health::default();
-        let sent = Instant::now();
-        tokio::time::advance(LATER).await;
+        let seen = health.seen();
         for _ in 0..1000 {
-            health.note_timeout(sent);
+            health.note_timeout(seen);
         }
         assert!(!health.is_broken());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_server_that_answers_something_is_slow_not_gone() {
+    #[test]
+    fn a_server_that_answers_something_is_slow_not_gone() {
         let health = Health::default();
         for _ in 0..10 {
-            let sent = Instant::now();
-            tokio::time::advance(LATER).await;
+            let seen = health.seen();
             health.note_answer();
-            health.note_timeout(sent);
+            health.note_timeout(seen);
+        }
+        assert!(!health.is_broken());
+    }
+
+    #[test]
+    fn an_answer_ends_the_silence() {
+        let health = Health::default();
+        for _ in 0..10 {
+            health.note_timeout(health.seen());
+            assert!(health.is_silent());
+            health.note_answer();
+            assert!(!health.is_silent());
         }
         assert!(!health.is_broken());
     }

@@ -11,6 +11,7 @@ pub(crate) mod opening;
 pub(crate) mod push;
 mod queue;
 pub(crate) mod reply;
+mod requests;
 pub(crate) mod rights;
 pub(crate) mod script;
 pub(crate) mod unsettled;
@@ -152,9 +153,13 @@ impl Server {
         let [used, reserved] = self.to_give_back(claim);
         let value = Argument::Text(&claim.value);
         let channel = Argument::Text(way.channel());
-        let arguments = [&[value, floor, FENCE_TTL, used, reserved, channel], more].concat();
+        let mut arguments = [
+            value, floor, FENCE_TTL, used, reserved, channel, value, value,
+        ];
+        let count = arguments.len() - 2 + more.len();
+        arguments[6..count].copy_from_slice(more);
         let keys = claim.key.with_queue();
-        self.call_over(connection, script, &keys, &arguments, until)
+        self.call_over(connection, script, &keys, &arguments[..count], until)
             .await
     }
 

@@ -32,6 +32,7 @@ use crate::backend::redis::echo::{Echoes, Evidence};
 use crate::backend::redis::error_class::{Refusal, Verdict, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
 use crate::backend::redis::push::Watcher;
+use crate::backend::redis::requests::Spares;
 use crate::error::{Cause, Fault};
 use crate::events::emit;
 
@@ -212,6 +213,7 @@ impl Opener {
         match timeout_at(until, opening).await {
             Ok(Ok(stream)) => Ok(Ok(Connection {
                 stream,
+                spares: Spares::default(),
                 health,
                 runtime: Handle::current(),
                 server: Arc::clone(&self.server),

@@ -1,5 +1,6 @@
 //! The replies of our scripts.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,15 +34,26 @@ impl Reply {
         }
     }
 
-    pub(in crate::backend) fn numbers(&self) -> Vec<i64> {
+    /// Empty, if the reply is anything but an array of few numbers.
+    pub(in crate::backend) fn numbers(&self) -> Numbers {
+        let none = Numbers::default();
         let Value::Array(items) = &self.value else {
-            return Vec::new();
+            return none;
         };
-        let numbers = items.iter().map(|item| match item {
-            Value::Int(number) => Some(*number),
-            _ => None,
-        });
-        numbers.collect::<Option<_>>().unwrap_or_default()
+        let mut numbers = Numbers {
+            count: items.len(),
+            ..none
+        };
+        if numbers.count > numbers.items.len() {
+            return none;
+        }
+        for (number, item) in numbers.items.iter_mut().zip(items) {
+            match item {
+                Value::Int(item) => *number = *item,
+                _ => return none,
+            }
+        }
+        numbers
     }
 
     pub(in crate::backend) fn freed(&self) -> Result<Freed, Fault> {
@@ -80,6 +92,21 @@ impl Reply {
 
     pub(in crate::backend) fn unexpected(&self) -> Fault {
         self.connection.unexpected(&self.value)
+    }
+}
+
+/// The numbers of a reply.
+#[derive(Clone, Copy, Default)]
+pub(in crate::backend) struct Numbers {
+    items: [i64; 4],
+    count: usize,
+}
+
+impl Deref for Numbers {
+    type Target = [i64];
+
+    fn deref(&self) -> &[i64] {
+        &self.items[..self.count]
     }
 }
 

@@ -40,7 +40,7 @@ pub(crate) enum Argument<'a> {
 }
 
 fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cmd {
-    let mut cmd = Cmd::with_capacity(3 + keys.len() + arguments.len(), 256);
+    let mut cmd = Cmd::with_capacity(3 + keys.len() + arguments.len(), 512);
     cmd.arg(command).arg(script).arg(keys.len());
     for key in keys {
         cmd.arg(*key);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -11,7 +12,12 @@ use crate::backend::redis::connection::Connection;
 /// Values of which a request was cut short that can set the key, and the ways it was sent: it may
 /// be carried out yet (P10).
 #[derive(Default)]
-pub(in crate::backend) struct Doubts(Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>);
+pub(in crate::backend) struct Doubts {
+    ways: Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>,
+    /// How many values there are: as a rule none, which every release asks. Whoever asks about a
+    /// value comes after those that put it in doubt, and so sees at least that one.
+    count: AtomicUsize,
+}
 
 impl Doubts {
     /// Holds a claim in doubt until the answer was understood.
@@ -29,19 +35,33 @@ impl Doubts {
 
     /// Ends the doubt about a claim: the ways on which its key may yet be set, if there are any.
     pub(in crate::backend) fn take(&self, claim: &Claim) -> Option<Vec<Arc<Connection>>> {
-        self.0.lock().remove(&claim.value)
+        if self.is_empty() {
+            return None;
+        }
+        let mut doubts = self.ways.lock();
+        let ways = doubts.remove(&claim.value);
+        self.count.store(doubts.len(), Ordering::Release);
+        ways
     }
 
     /// A request of this value was answered on a way, and so every earlier one on it has run; what
     /// was sent on other ways stays in doubt.
     pub(in crate::backend) fn settle(&self, claim: &Claim, way: &Arc<Connection>) {
-        let mut doubts = self.0.lock();
+        if self.is_empty() {
+            return;
+        }
+        let mut doubts = self.ways.lock();
         if let Some(ways) = doubts.get_mut(&claim.value) {
             ways.retain(|known| !Arc::ptr_eq(known, way));
             if ways.is_empty() {
                 doubts.remove(&claim.value);
+                self.count.store(doubts.len(), Ordering::Release);
             }
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0
     }
 }
 
@@ -65,11 +85,12 @@ impl Doubt<'_> {
 impl Drop for Doubt<'_> {
     fn drop(&mut self) {
         if let Some(way) = self.way.take() {
-            let mut doubts = self.doubts.0.lock();
+            let mut doubts = self.doubts.ways.lock();
             let ways = doubts.entry(Arc::clone(&self.claim.value)).or_default();
             if !ways.iter().any(|known| Arc::ptr_eq(known, &way)) {
                 ways.push(way);
             }
+            self.doubts.count.store(doubts.len(), Ordering::Release);
         }
     }
 }
