@@ -49,7 +49,7 @@ impl Owner {
     }
 
     pub(crate) fn label(&self) -> &str {
-        &self.0
+        &self.label
     }
 
     /// A value that no other acquisition ever had or will have (P6).
