@@ -125,6 +125,49 @@ async fn answered(servers: &mut [Connection], before: &[Calls]) -> Vec<Calls> {
     }
 }
 
+/// How often the server has read from its clients.
+fn reads(connection: &mut Connection) -> u64 {
+    let mut info = redis::cmd("INFO");
+    let stats: String = info.arg("stats").query(connection).expect("an INFO");
+    let mut lines = stats.lines();
+    let count = lines.find_map(|line| line.strip_prefix("total_reads_processed:"));
+    count.expect("a figure").parse().expect("a number")
+}
+
+#[test]
+fn requests_of_tasks_that_are_ready_together_are_written_together() {
+    const TASKS: usize = 64;
+    const CYCLES: usize = 50;
+    let server = Server::start();
+    let mut counting = server.client();
+    // Where a task that is woken by another runs right after that one.
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(1).enable_all().build().unwrap();
+    let before = runtime.block_on(async {
+        let locker = Locker::connect(server.url()).await.unwrap();
+        warm(&locker.mutex(unique_key())).await;
+        let before = reads(&mut counting);
+        let tasks = (0..TASKS).map(|_| {
+            let lock = locker.mutex(unique_key());
+            tokio::spawn(async move {
+                for _ in 0..CYCLES {
+                    cycle(&lock).await;
+                }
+            })
+        });
+        for task in tasks.collect::<Vec<_>>() {
+            task.await.unwrap();
+        }
+        before
+    });
+    let requests = 2 * TASKS * CYCLES;
+    let reads = reads(&mut counting) - before;
+    assert!(
+        reads * 3 < requests as u64,
+        "{reads} reads of {requests} requests"
+    );
+}
+
 /// Allocations of the caller's thread, which does the whole of a cycle; the driver sleeps.
 fn allocations_of_a_cycle(runtime: &tokio::runtime::Runtime, lock: &Lock) -> u64 {
     const CYCLES: u64 = 1_000;

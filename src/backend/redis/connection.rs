@@ -4,7 +4,6 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -12,13 +11,12 @@ use tokio::time::Instant;
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::error_class::{Verdict, is_forbidden, mentions};
 use crate::backend::redis::health::Health;
-use crate::backend::redis::requests::{self, Spares};
+use crate::backend::redis::requests::Sender;
 use crate::error::{Cause, Fault};
 
 /// A connection and what is known of its health.
 pub(crate) struct Connection {
-    pub(super) stream: MultiplexedConnection,
-    pub(super) spares: Spares,
+    pub(super) sender: Sender,
     pub(super) health: Arc<Health>,
     pub(super) runtime: Handle,
     pub(super) server: Arc<str>,
@@ -64,7 +62,11 @@ impl Connection {
     /// As [`send`](Self::send), where the command is of no use afterwards.
     pub(super) async fn send_owned(&self, cmd: Cmd, until: Instant) -> Result<Value, Failure> {
         let seen = self.health.seen();
-        match requests::send(self, cmd, until).await {
+        let (requests, is_lent) = (&self.health.requests, self.health.is_lent());
+        let sent = self
+            .sender
+            .send(requests, &self.runtime, is_lent, cmd, until);
+        match sent.await {
             Some(Ok(Value::ServerError(error))) => Err(self.note(error.into())),
             Some(Ok(value)) => {
                 self.health.note_answer();

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::backend::Signals;
 use crate::backend::redis::connection::{Connection, no_answer};
 use crate::backend::redis::opening::Opener;
-use crate::backoff::Backoff;
+use crate::backend::redis::pace::Pace;
 use crate::error::Fault;
 
 /// How long waiters do without pushes after one did not come.
@@ -41,12 +41,6 @@ const DOUBT: Duration = Duration::from_secs(10);
 const SLOW_OPENING: Duration = Duration::from_millis(250);
 /// A provisional connection is used this long before another attempt to open a full one.
 const IN_DOUBT: Duration = Duration::from_secs(60);
-const FIRST_REST: Duration = Duration::from_millis(10);
-const LONGEST_REST: Duration = Duration::from_millis(500);
-/// A caller in a hurry, such as a renewal of a lease that ends soon, waits no longer than this.
-const REST_IN_A_HURRY: Duration = Duration::from_millis(50);
-/// After this long without an opening, the next one is the first again.
-const CALM: Duration = Duration::from_secs(1);
 
 /// The connections to one server, one for each runtime.
 pub(crate) struct Connections {
@@ -394,89 +388,5 @@ impl Opening {
     fn is_under_way(&self) -> bool {
         // Without a sender, its task has ended.
         self.outcome.borrow().is_none() && self.outcome.has_changed().is_ok()
-    }
-}
-
-/// How close openings follow each other (C3).
-///
-/// A server may end connections in many ways: hang up, refuse requests as a replica, or break them
-/// off as soon as there is much to say. What they have in common is that the next opening comes
-/// soon. So rests are counted from one opening to the next, and grow while the openings are closer
-/// than [`CALM`]; what a connection did in between does not matter.
-#[derive(Default)]
-struct Pace {
-    rests: Option<Backoff>,
-    last: Option<Instant>,
-    rest: Duration,
-}
-
-impl Pace {
-    /// Until when a caller that has `patience` may not open a connection, if not now.
-    fn rests_until(&self, now: Instant, patience: Duration) -> Option<Instant> {
-        let rest = self.rest.min(REST_IN_A_HURRY.max(patience / 2));
-        let over = self.last? + rest;
-        (now < over).then_some(over)
-    }
-
-    fn was_calm_for(&self, now: Instant, time: Duration) -> bool {
-        self.last.is_none_or(|last| now >= last + time)
-    }
-
-    fn begin(&mut self, now: Instant) {
-        if self.was_calm_for(now, CALM) {
-            self.rests = None;
-        }
-        let rests = self
-            .rests
-            .get_or_insert_with(|| Backoff::new(FIRST_REST, LONGEST_REST));
-        self.rest = rests.next();
-        self.last = Some(now);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    /// How many openings a caller gets in `time` that asks again and again.
-    fn openings(pace: &mut Pace, time: Duration, patience: Duration) -> usize {
-        let begin = Instant::now();
-        let step = Duration::from_millis(1);
-        let steps = u32::try_from(time.as_millis()).expect("a short time");
-        let moments = (0..steps).map(|number| begin + step * number);
-        let moments = moments.filter(|&now| {
-            let allows = pace.rests_until(now, patience).is_none();
-            if allows {
-                pace.begin(now);
-            }
-            allows
-        });
-        moments.count()
-    }
-
-    #[test]
-    fn openings_that_follow_each_other_are_spaced_out() {
-        let count = openings(&mut Pace::default(), 10 * SECOND, SECOND);
-        assert!((15..50).contains(&count), "{count}");
-    }
-
-    #[test]
-    fn a_caller_in_a_hurry_waits_less() {
-        let hurry = Duration::from_millis(20);
-        let count = openings(&mut Pace::default(), 10 * SECOND, hurry);
-        assert!((150..210).contains(&count), "{count}");
-    }
-
-    #[test]
-    fn after_a_time_of_calm_the_first_opening_and_the_one_behind_it_come_at_once() {
-        let mut pace = Pace::default();
-        openings(&mut pace, 10 * SECOND, SECOND);
-        let now = Instant::now() + 20 * SECOND;
-        assert_eq!(pace.rests_until(now, SECOND), None);
-        pace.begin(now);
-        let over = pace.rests_until(now, SECOND).expect("a rest");
-        assert!(over <= now + FIRST_REST * 3 / 2);
     }
 }

@@ -1,8 +1,8 @@
 //! What is known of a connection.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::backend::redis::echo::Echoes;
@@ -18,7 +18,7 @@ const EVENT: u64 = SILENCES + 1;
 #[derive(Default)]
 pub(crate) struct Health {
     pub(crate) echoes: Echoes,
-    pub(super) requests: Requests,
+    pub(super) requests: Arc<Requests>,
     broken: AtomicBool,
     /// It was opened to the end.
     used: AtomicBool,
@@ -29,14 +29,6 @@ pub(crate) struct Health {
     /// how many of the latter since the last answer. One word, so that an answer and a time-out
     /// that come together are in an order.
     events: AtomicU64,
-    last_change: Mutex<LastChange>,
-}
-
-/// The last change of `events`, as it was noticed.
-#[derive(Default)]
-struct LastChange {
-    events: u64,
-    at: Option<Instant>,
 }
 
 /// What a connection had seen when a request was sent.
@@ -93,19 +85,8 @@ impl Health {
         self.probed.store(false, Ordering::Release);
     }
 
-    /// When the connection brought the last answer, give or take a tick.
     pub(crate) fn last_answer(&self) -> Option<Instant> {
-        self.last_change.lock().at
-    }
-
-    /// Called every now and then while requests are under way, and once afterwards.
-    pub(crate) fn note_tick(&self) {
-        let events = self.events.load(Ordering::Acquire);
-        let mut last = self.last_change.lock();
-        if last.events != events && events & SILENCES == 0 {
-            last.at = Some(Instant::now());
-        }
-        last.events = events;
+        self.requests.last_answer()
     }
 
     pub(crate) fn note_answer(&self) {
@@ -113,6 +94,7 @@ impl Health {
         if before & SILENCES > 0 {
             self.events.fetch_and(!SILENCES, Ordering::AcqRel);
         }
+        self.requests.note_answer();
     }
 
     /// A request had no answer in time, and this had been `seen` when it was sent.

@@ -8,6 +8,7 @@ pub(crate) mod error_class;
 pub(crate) mod health;
 pub(crate) mod held;
 pub(crate) mod opening;
+mod pace;
 pub(crate) mod push;
 mod queue;
 pub(crate) mod reply;

@@ -32,12 +32,14 @@ use crate::backend::redis::echo::{Echoes, Evidence};
 use crate::backend::redis::error_class::{Refusal, Verdict, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
 use crate::backend::redis::push::Watcher;
-use crate::backend::redis::requests::Spares;
+use crate::backend::redis::requests::Sender;
 use crate::error::{Cause, Fault};
 use crate::events::emit;
 
 /// More requests than this may wait for their turn to be written without waiting for room.
 const QUEUED_REQUESTS: usize = 4096;
+/// Requests that are sent together are written together, up to about so many bytes.
+const LARGEST_WRITE: usize = 64 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A server that does not know RESP3 can be replaced by one that does.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
@@ -195,7 +197,8 @@ impl Opener {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
-            .set_pipeline_buffer_size(QUEUED_REQUESTS);
+            .set_pipeline_buffer_size(QUEUED_REQUESTS)
+            .set_write_backpressure_boundary(LARGEST_WRITE);
         if settings.protocol() != ProtocolVersion::RESP2 {
             config = config.set_push_sender(Watcher {
                 health: Arc::clone(&health),
@@ -212,8 +215,7 @@ impl Opener {
         };
         match timeout_at(until, opening).await {
             Ok(Ok(stream)) => Ok(Ok(Connection {
-                stream,
-                spares: Spares::default(),
+                sender: Sender::new(stream),
                 health,
                 runtime: Handle::current(),
                 server: Arc::clone(&self.server),

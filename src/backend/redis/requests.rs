@@ -7,6 +7,10 @@
 //!   connection's runtime wakes them every tick, and each looks at the clock. One that has little
 //!   time, or that comes from another runtime, has a timer of its own.
 //! * **R2** The task ticks for as long as a request is under way, and ends when there is none.
+//! * **R4** A busy connection gets the requests of all tasks that are ready together, and writes
+//!   them together. Sent one by one, each would be written alone: tokio runs redis-rs' task right
+//!   after the one that wakes it. So requests are staged, and the task of R2 hands them over when
+//!   the others that were ready have run. Callers need not be polled for that.
 //! * **R3** A request that is dropped is taken back from redis-rs: if it was not sent yet, it never
 //!   is. Only the box of one that was answered is used again.
 
@@ -14,7 +18,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,13 +29,14 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::ReusableBoxFuture;
 
-use crate::backend::redis::connection::Connection;
-use crate::backend::redis::health::Health;
+use crate::contain::contain;
 
 /// How late a request may end, beside what timers are late anyway.
 const TICK: Duration = Duration::from_millis(20);
 /// A request that has less time gets a timer of its own: lateness would matter.
 const SHORT: Duration = Duration::from_millis(200);
+/// With so many others under way, a request is staged.
+const BUSY: usize = 3;
 /// How many boxes are kept. One takes a kilobyte and a half.
 const SPARES: usize = 256;
 
@@ -43,46 +48,193 @@ pub(crate) struct Requests {
     /// When the last tick was, in nanoseconds since `base`.
     ticked: AtomicU64,
     tick: Notify,
+    /// Since the last tick.
+    was_answered: AtomicBool,
+    last_answer: Mutex<Option<Instant>>,
+    staged: Mutex<Vec<Staged>>,
+    /// How many are staged, or being handed over.
+    staged_count: AtomicUsize,
+    /// Held by whoever hands over, so that what was staged first is sent first (R4).
+    order: Mutex<()>,
+    stage: Notify,
 }
 
-/// Boxes and handles that no request needs at present. Not part of [`Requests`], which the end of
-/// the connection that redis-rs drives knows: a handle there would keep it alive.
-#[derive(Default)]
-pub(super) struct Spares(Mutex<Vec<Spare>>);
+/// Sends requests over one connection. Not part of [`Requests`], which the end of the connection
+/// that redis-rs drives knows: a handle there would keep it alive.
+pub(super) struct Sender {
+    stream: MultiplexedConnection,
+    spares: Mutex<Vec<Spare>>,
+}
 
 /// A box and a handle that no request needs at present. The future that redis-rs makes is so large
 /// that the allocator is slow with it, and to clone a handle is dear when threads contend for its
 /// counters.
 struct Spare {
     stream: MultiplexedConnection,
-    request: Request,
+    slot: Arc<Slot>,
 }
 
-type Request = ReusableBoxFuture<'static, (MultiplexedConnection, RedisResult<Value>)>;
+type Reply = (MultiplexedConnection, RedisResult<Value>);
+type Request = ReusableBoxFuture<'static, Reply>;
 
-impl Spares {
-    fn prepare(&self, stream: &MultiplexedConnection, cmd: Cmd) -> Request {
-        let spare = self.0.lock().pop();
+/// One request, which its caller polls, and the task that hands over what is staged (R4).
+struct Slot(Mutex<State>);
+
+struct State {
+    /// Tells the request from those that used the slot before.
+    number: u64,
+    /// redis-rs has it.
+    is_sent: bool,
+    /// What the request ended with when it was handed over.
+    reply: Option<Reply>,
+    /// `None`, once the request was dropped (R3).
+    request: Option<Request>,
+}
+
+impl Slot {
+    fn poll(&self, context: &mut Context<'_>, requests: &Requests) -> Poll<Reply> {
+        let mut state = self.0.lock();
+        if !state.is_sent {
+            drop(state);
+            requests.hand_over_what_is_staged();
+            state = self.0.lock();
+            state.is_sent = true;
+        }
+        match (state.reply.take(), &mut state.request) {
+            (Some(reply), _) => Poll::Ready(reply),
+            (None, Some(request)) => request.poll(context),
+            (None, None) => unreachable!("only the caller drops the request"),
+        }
+    }
+}
+
+struct Staged {
+    slot: Arc<Slot>,
+    number: u64,
+    caller: Waker,
+}
+
+impl Staged {
+    /// Has redis-rs wake the caller from now on. Whether the request has ended already, so that
+    /// somebody else must.
+    fn hand_over(&self) -> bool {
+        let mut state = self.slot.0.lock();
+        if state.number != self.number || state.is_sent {
+            return false;
+        }
+        state.is_sent = true;
+        let Some(request) = &mut state.request else {
+            return false;
+        };
+        match request.poll(&mut Context::from_waker(&self.caller)) {
+            Poll::Ready(reply) => state.reply = Some(reply),
+            Poll::Pending => return false,
+        }
+        true
+    }
+}
+
+/// A request of a caller: dropped before it is answered, it is taken back (R3).
+struct Call {
+    slot: Arc<Slot>,
+    is_answered: bool,
+}
+
+impl Sender {
+    pub(super) fn new(stream: MultiplexedConnection) -> Self {
+        Self {
+            stream,
+            spares: Mutex::default(),
+        }
+    }
+
+    /// Sends a command and awaits the reply, at most until `until`.
+    ///
+    /// The task of R2 and R4 runs on `runtime`, the connection's; `is_lent` says whether requests
+    /// come from elsewhere, too, which must not depend on it.
+    pub(super) async fn send(
+        &self,
+        requests: &Arc<Requests>,
+        runtime: &Handle,
+        is_lent: bool,
+        cmd: Cmd,
+        until: Instant,
+    ) -> Option<RedisResult<Value>> {
+        let under_way = UnderWay::begin(requests, runtime);
+        let mut call = self.begin(cmd);
+        let needs_timer = is_lent || requests.is_short(until);
+        let mut timer: Option<Pin<Box<Sleep>>> = needs_timer.then(|| Box::pin(sleep_until(until)));
+        let mut tick = pin!(requests.tick.notified());
+        let mut is_to_stage = !is_lent && under_way.others >= BUSY;
+        let (stream, reply) = poll_fn(|context| {
+            if is_to_stage {
+                is_to_stage = false;
+                requests.stage(&call.slot, context.waker());
+            } else if let Poll::Ready(reply) = call.slot.poll(context, requests) {
+                return Poll::Ready(Some(reply));
+            }
+            if let Some(timer) = &mut timer {
+                return timer.as_mut().poll(context).map(|()| None);
+            }
+            while tick.as_mut().poll(context).is_ready() {
+                if Instant::now() >= until {
+                    return Poll::Ready(None);
+                }
+                tick.set(requests.tick.notified());
+            }
+            Poll::Pending
+        })
+        .await?;
+        call.is_answered = true;
+        self.keep(stream, &call);
+        Some(reply)
+    }
+
+    fn begin(&self, cmd: Cmd) -> Call {
+        let spare = self.spares.lock().pop();
         let send = |mut stream: MultiplexedConnection| async move {
             let reply = stream.send_packed_command(&cmd).await;
             (stream, reply)
         };
-        match spare {
-            Some(Spare {
-                stream,
-                mut request,
-            }) => {
+        let slot = match spare {
+            Some(Spare { stream, slot }) => {
+                let mut state = slot.0.lock();
+                state.number += 1;
+                state.is_sent = false;
+                let request = state
+                    .request
+                    .get_or_insert_with(|| unreachable!("it is kept"));
                 request.set(send(stream));
-                request
+                drop(state);
+                slot
             }
-            None => Request::new(send(stream.clone())),
+            None => Arc::new(Slot(Mutex::new(State {
+                number: 0,
+                is_sent: false,
+                reply: None,
+                request: Some(Request::new(send(self.stream.clone()))),
+            }))),
+        };
+        Call {
+            slot,
+            is_answered: false,
         }
     }
 
-    fn keep(&self, spare: Spare) {
-        let mut spares = self.0.lock();
+    fn keep(&self, stream: MultiplexedConnection, call: &Call) {
+        let slot = Arc::clone(&call.slot);
+        let mut spares = self.spares.lock();
         if spares.len() < SPARES {
-            spares.push(spare);
+            spares.push(Spare { stream, slot });
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let request = self.slot.0.lock().request.take();
+            drop(request);
         }
     }
 }
@@ -95,6 +247,12 @@ impl Default for Requests {
             is_ticking: AtomicBool::new(false),
             ticked: AtomicU64::new(0),
             tick: Notify::new(),
+            was_answered: AtomicBool::new(false),
+            last_answer: Mutex::default(),
+            staged: Mutex::default(),
+            staged_count: AtomicUsize::new(0),
+            order: Mutex::default(),
+            stage: Notify::new(),
         }
     }
 }
@@ -106,8 +264,61 @@ impl Requests {
     }
 
     fn note_tick(&self) {
-        let now = self.nanos(Instant::now());
-        self.ticked.store(now, Ordering::Relaxed);
+        let now = Instant::now();
+        self.ticked.store(self.nanos(now), Ordering::Relaxed);
+        if self.was_answered.swap(false, Ordering::Relaxed) {
+            *self.last_answer.lock() = Some(now);
+        }
+    }
+
+    pub(super) fn note_answer(&self) {
+        self.was_answered.store(true, Ordering::Relaxed);
+    }
+
+    /// When the last answer came, give or take a tick.
+    pub(super) fn last_answer(&self) -> Option<Instant> {
+        *self.last_answer.lock()
+    }
+
+    /// Leaves a request to the task of R4, which hands it over before long.
+    fn stage(&self, slot: &Arc<Slot>, caller: &Waker) {
+        let number = slot.0.lock().number;
+        let mut staged = self.staged.lock();
+        staged.push(Staged {
+            slot: Arc::clone(slot),
+            number,
+            caller: caller.clone(),
+        });
+        self.staged_count.fetch_add(1, Ordering::Release);
+        let is_first = staged.len() == 1;
+        drop(staged);
+        if is_first {
+            self.stage.notify_one();
+        }
+    }
+
+    /// Nothing overtakes what is staged: a release may follow the acquire that it undoes.
+    fn hand_over_what_is_staged(&self) {
+        if self.staged_count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let order = self.order.lock();
+        let batch = std::mem::take(&mut *self.staged.lock());
+        let count = batch.len();
+        let mut ended = Vec::new();
+        for staged in batch {
+            // The caller's waker may be a user's.
+            contain(|| {
+                if staged.hand_over() {
+                    ended.push(staged.caller);
+                }
+            });
+        }
+        self.staged_count.fetch_sub(count, Ordering::Release);
+        drop(order);
+        for caller in ended {
+            contain(|| caller.wake());
+        }
     }
 
     fn is_short(&self, until: Instant) -> bool {
@@ -116,89 +327,72 @@ impl Requests {
     }
 }
 
-/// Sends a command and awaits the reply, at most until `until`.
-pub(super) async fn send(
-    connection: &Connection,
-    cmd: Cmd,
-    until: Instant,
-) -> Option<RedisResult<Value>> {
-    let mut request = connection.spares.prepare(&connection.stream, cmd);
-    let answered = at_most(&connection.health, &connection.runtime, until, &mut request);
-    let (stream, reply) = answered.await?;
-    connection.spares.keep(Spare { stream, request });
-    Some(reply)
+struct UnderWay<'a> {
+    requests: &'a Requests,
+    others: usize,
 }
-
-async fn at_most<T>(
-    health: &Arc<Health>,
-    runtime: &Handle,
-    until: Instant,
-    mut request: impl Future<Output = T> + Unpin,
-) -> Option<T> {
-    let requests = &health.requests;
-    let _under_way = UnderWay::begin(health, runtime);
-    let needs_timer = health.is_lent() || requests.is_short(until);
-    let mut timer: Option<Pin<Box<Sleep>>> = needs_timer.then(|| Box::pin(sleep_until(until)));
-    let mut tick = pin!(requests.tick.notified());
-    poll_fn(|context| {
-        if let Poll::Ready(output) = Pin::new(&mut request).poll(context) {
-            return Poll::Ready(Some(output));
-        }
-        if let Some(timer) = &mut timer {
-            return timer.as_mut().poll(context).map(|()| None);
-        }
-        while tick.as_mut().poll(context).is_ready() {
-            if Instant::now() >= until {
-                return Poll::Ready(None);
-            }
-            tick.set(requests.tick.notified());
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-struct UnderWay<'a>(&'a Requests);
 
 impl<'a> UnderWay<'a> {
     /// Either the task that ticks sees this request before it ends, or this sees that it has ended.
-    fn begin(health: &'a Arc<Health>, runtime: &Handle) -> Self {
-        let requests = &health.requests;
-        requests.under_way.fetch_add(1, Ordering::SeqCst);
+    fn begin(requests: &'a Arc<Requests>, runtime: &Handle) -> Self {
+        let others = requests.under_way.fetch_add(1, Ordering::SeqCst);
         if !requests.is_ticking.load(Ordering::SeqCst)
             && !requests.is_ticking.swap(true, Ordering::SeqCst)
         {
             requests.note_tick();
             let ticking = Ticking {
-                health: Arc::clone(health),
+                requests: Arc::clone(requests),
                 has_ended: false,
             };
             runtime.spawn(ticking.run());
         }
-        Self(requests)
+        Self { requests, others }
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+        self.requests.under_way.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// Goes to the end of the queue of tasks that are ready.
+async fn let_others_run() {
+    let mut has_waited = false;
+    poll_fn(|context| {
+        if has_waited {
+            return Poll::Ready(());
+        }
+        has_waited = true;
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The only task that ticks. A runtime that ends drops it, which makes room for another.
 struct Ticking {
-    health: Arc<Health>,
+    requests: Arc<Requests>,
     has_ended: bool,
 }
 
 impl Ticking {
     async fn run(mut self) {
-        let requests = &self.health.requests;
+        let requests = &self.requests;
         loop {
-            sleep(TICK).await;
+            let mut next = pin!(sleep(TICK));
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut next => break,
+                    () = requests.stage.notified() => {}
+                }
+                let_others_run().await;
+                requests.hand_over_what_is_staged();
+            }
+            requests.hand_over_what_is_staged();
             requests.note_tick();
-            self.health.note_tick();
-            requests.tick.notify_waiters();
+            contain(|| requests.tick.notify_waiters());
             if requests.under_way.load(Ordering::SeqCst) > 0 {
                 continue;
             }
@@ -216,7 +410,7 @@ impl Ticking {
 impl Drop for Ticking {
     fn drop(&mut self) {
         if !self.has_ended {
-            let requests = &self.health.requests;
+            let requests = &self.requests;
             requests.is_ticking.store(false, Ordering::SeqCst);
         }
     }
