@@ -127,9 +127,9 @@
 //! ```
 //!
 //! The number is below 2^53, so it fits a `BIGINT` and a double. It is the larger of the last one
-//! plus one and the client's wall clock in microseconds, so it keeps growing when Redis has lost
-//! its counter, as long as the clients' clocks differ by less than the time between the two
-//! acquisitions. (A process that hands a lock over more than a million times a second among its own
+//! plus one and the wall clock in microseconds, so it keeps growing when Redis has lost its counter,
+//! as long as the clocks differ by less than the time between the two acquisitions. (The clock is
+//! the client's, or Redis' where a lock is passed on to a waiter.) (A process that hands a lock over more than a million times a second among its own
 //! tasks gets ahead of the clock by as much.) Only the order means something; numbers are left out.
 //! In memory they count from 1.
 //!

@@ -134,7 +134,7 @@ fn p8_a_server_accepts_only_numbers_that_nobody_else_can_have() {
     for (lock, counter, owner, accepted) in cases {
         let () = server.command(&["MSET", "lock", lock, "fence", counter, "owner", owner]);
         let reply: i64 = server.command(&[
-            "EVAL", RAISE, "3", "lock", "fence", "owner", "us", "10", "12", "60000",
+            "EVAL", RAISE, "3", "lock", "fence", "owner", "us", "10", "12",
         ]);
         let case = format!("{lock} {counter} {owner}");
         assert_eq!(reply == 1, accepted, "{case}");
@@ -152,7 +152,7 @@ fn p7_a_repair_sets_a_free_key_and_never_lowers_the_counter() {
     let server = Server::start();
     let restore = || -> i64 {
         server.command(&[
-            "EVAL", RESTORE, "3", "lock", "fence", "owner", "us", "60000", "10", "12", "60000",
+            "EVAL", RESTORE, "3", "lock", "fence", "owner", "us", "60000", "10", "12",
         ])
     };
     assert_eq!(restore(), 1);

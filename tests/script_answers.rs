@@ -17,7 +17,6 @@ const MEMBER_KEYS: [&str; 5] = [
     "{k}:lock-waiters",
 ];
 const FLOOR: &str = "1790000000000000";
-const FENCE_TTL: &str = "604800000";
 const CHANNEL: &str = "redlease:c";
 
 fn call(
@@ -38,49 +37,37 @@ fn calls() -> Vec<(
     &'static [&'static str],
     Vec<&'static str>,
 )> {
-    let give_up = ["v", FLOOR, FENCE_TTL, "", "", CHANNEL];
+    let give_up = ["v", CHANNEL];
     vec![
-        (
-            "acquire",
-            ACQUIRE,
-            &KEYS,
-            vec!["v", "9000", FLOOR, "1", FENCE_TTL],
-        ),
+        ("acquire", ACQUIRE, &KEYS, vec!["v", "9000", FLOOR]),
         (
             "acquire_member",
             ACQUIRE_MEMBER,
             &MEMBER_KEYS,
-            vec!["v", "9000", FLOOR, "1", FENCE_TTL],
+            vec!["v", "9000", FLOOR],
         ),
         (
             "enqueue",
             ENQUEUE,
             &KEYS,
-            vec![
-                "v", "9000", FLOOR, "1", FENCE_TTL, "3000", "1", CHANNEL, "10000",
-            ],
+            vec!["v", "9000", FLOOR, "1", "3000", "1", CHANNEL],
         ),
+        ("force_release", FORCE_RELEASE, &KEYS, vec![]),
         (
-            "force_release",
-            FORCE_RELEASE,
+            "keep",
+            KEEP,
             &KEYS,
-            vec![FLOOR, FENCE_TTL],
+            [&give_up[..], &["", "", FLOOR, "9000", "1"]].concat(),
         ),
-        ("keep", KEEP, &KEYS, [&give_up[..], &["9000", "1"]].concat()),
-        ("leave", LEAVE, &KEYS, vec!["v", FLOOR, FENCE_TTL]),
-        (
-            "raise",
-            RAISE,
-            &MEMBER_KEYS,
-            vec!["v", FLOOR, FLOOR, FENCE_TTL],
-        ),
+        ("leave", LEAVE, &KEYS, vec!["v"]),
+        ("raise", RAISE, &MEMBER_KEYS, vec!["v", FLOOR, FLOOR]),
         ("release", RELEASE, &KEYS, give_up.to_vec()),
         ("renew", RENEW, &KEYS[..1], vec!["v", "9000"]),
         (
             "restore",
             RESTORE,
             &MEMBER_KEYS,
-            vec!["v", "9000", FLOOR, FLOOR, FENCE_TTL],
+            vec!["v", "9000", FLOOR, FLOOR],
         ),
     ]
 }
@@ -162,7 +149,10 @@ fn a_key_of_another_type_is_not_ours_on_a_master() {
 }
 
 /// A number that has none behind it, or is none.
-const NO_COUNTERS: [&str; 9] = [
+const NO_COUNTERS: [&str; 12] = [
+    "1000000000000.00",
+    "170000000000000x",
+    "1700000000000000\0",
     "9007199254740992",
     "9007199254740991",
     "9007199254000000",

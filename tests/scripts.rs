@@ -17,6 +17,7 @@ const SLACK: u64 = 60_000;
 const FENCE_TTL: u64 = 604_800_000;
 /// Above 2^49, where `tostring` of Lua would round.
 const FLOOR: u64 = 1_790_000_000_000_000;
+const CHANNEL: &str = "redlease:c";
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -189,9 +190,15 @@ impl Real<'_> {
                 floor,
                 fences,
             } => {
-                let numbers = [TTLS[ttl], floor, fences, FENCE_TTL].map(|n| n.to_string());
-                let arguments = [&[name(value)], &numbers[..]].concat();
+                let numbers = [TTLS[ttl], floor, floor + fences - 1].map(|n| n.to_string());
+                let numbers = if fences > 1 {
+                    &numbers[..]
+                } else {
+                    &numbers[..2]
+                };
+                let arguments = [&[name(value)], numbers].concat();
                 match self.run(ACQUIRE, &[&key, &fence], &arguments) {
+                    Value::Int(1) => Answer::Granted(floor),
                     Value::Array(pair) => match pair[..] {
                         [Value::Int(1), Value::Int(fence)] => Answer::Granted(fence as u64),
                         [Value::Int(0), Value::Int(pttl)] => Answer::Held(set_as(pttl)),
@@ -201,15 +208,8 @@ impl Real<'_> {
                 }
             }
             Step::Renew { value, ttl } => self.number(RENEW, &[name(value), TTLS[ttl].to_string()]),
-            Step::Release { value } => {
-                let numbers = [FLOOR, FENCE_TTL].map(|n| n.to_string());
-                let nothing_back = [String::new(), String::new()];
-                let arguments = [&[name(value)], &numbers[..], &nothing_back].concat();
-                self.number(RELEASE, &arguments)
-            }
-            Step::ForceRelease => {
-                self.number(FORCE_RELEASE, &[FLOOR, FENCE_TTL].map(|n| n.to_string()))
-            }
+            Step::Release { value } => self.number(RELEASE, &[name(value)]),
+            Step::ForceRelease => self.number(FORCE_RELEASE, &[]),
             Step::Holder => Answer::Holder(match self.run(HOLDER, &[&key], &[]) {
                 Value::Nil => None,
                 Value::Array(pair) => match &pair[..] {
@@ -290,26 +290,22 @@ fn the_scripts_do_what_the_model_does() {
 fn p8_a_release_gives_back_its_own_reservation_only() {
     let server = Server::start();
     let mut connection = server.client();
-    let mut counter_after = |counter: u64, used: &str, reserved: &str| -> u64 {
+    let mut counter_after = |counter: u64, back: &[u64]| -> u64 {
         let () = connection.set("k", "value-0").unwrap();
         let () = connection.set("{k}:fence", counter).unwrap();
         let mut release = redis::cmd("EVAL");
         release.arg(RELEASE).arg(4);
         release.arg(&["k", "{k}:fence", "{k}:lock-queue", "{k}:lock-waiters"]);
-        release.arg("value-0").arg(FLOOR).arg(FENCE_TTL);
-        let freed: i64 = release
-            .arg(used)
-            .arg(reserved)
-            .query(&mut connection)
-            .unwrap();
+        release.arg("value-0").arg(CHANNEL).arg(back);
+        let freed: i64 = release.query(&mut connection).unwrap();
         assert_eq!(freed, 1);
         connection.get("{k}:fence").unwrap()
     };
-    assert_eq!(counter_after(FLOOR + 50, "", ""), FLOOR + 50);
-    let (used, reserved) = ((FLOOR + 10).to_string(), (FLOOR + 50).to_string());
-    assert_eq!(counter_after(FLOOR + 50, &used, &reserved), FLOOR + 10);
+    assert_eq!(counter_after(FLOOR + 50, &[]), FLOOR + 50);
+    let back = [FLOOR + 10, FLOOR + 50];
+    assert_eq!(counter_after(FLOOR + 50, &back), FLOOR + 10);
     // Somebody else has numbers beyond: a release that runs late must not take those back.
-    assert_eq!(counter_after(FLOOR + 60, &used, &reserved), FLOOR + 60);
+    assert_eq!(counter_after(FLOOR + 60, &back), FLOOR + 60);
 }
 
 #[test]

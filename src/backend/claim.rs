@@ -93,6 +93,11 @@ impl Claim {
         self.heard_on.swap(connection, Ordering::Relaxed)
     }
 
+    /// Whether it has waited in the queue: where one waits, others may.
+    pub(crate) fn has_waited(&self) -> bool {
+        self.heard_on.load(Ordering::Relaxed) != 0
+    }
+
     /// The last fencing numbers in use and reserved, if more were reserved than are in use.
     pub(crate) fn to_give_back(&self) -> Option<(u64, u64)> {
         match self.last_fence.load(Ordering::Relaxed) {

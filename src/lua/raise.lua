@@ -2,7 +2,6 @@
 -- and nobody else can have reserved as high a number.
 -- KEYS as in acquire_member.lua
 -- ARGV[1] value   ARGV[2] first fencing number   ARGV[3] last fencing number
--- ARGV[4] how long the counter lives, ms
 -- Returns 1 (the numbers are ours on this server), 0, or -1 (the counter is of no use).
 ensure_writable(ARGV[1])
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
@@ -19,6 +18,6 @@ if free > tonumber(ARGV[2]) then
     return 0
   end
 end
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[4])
-redis.call('SET', KEYS[3], ARGV[1], 'PX', ARGV[4])
+redis.call('SET', KEYS[2], ARGV[3], 'PX', COUNTER_TTL)
+redis.call('SET', KEYS[3], ARGV[1], 'PX', COUNTER_TTL)
 return 1

@@ -17,16 +17,11 @@ local function ensure_writable(value)
   end
 end
 
--- Whether the lock key holds `value`; if it does not, also what it holds: false is nothing, a
--- table is another type.
-local function is_held_by(value)
-  local held = redis.pcall('GET', KEYS[1])
-  if held == value then
-    return true
-  end
+-- Raises unless this server is believed that the lock key holds `held`, as redis.pcall('GET') told,
+-- and not `value`. Nothing is false, a key of another type a table.
+local function ensure_believed(held, value)
   ensure_writable(value)
   if is_failure(held) then
     error(held.err, 0)
   end
-  return false, held
 end

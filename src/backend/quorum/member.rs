@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::redis::Server;
 use crate::backend::redis::script::{self, Argument};
-use crate::backend::redis::{FENCE_TTL, Server};
 use crate::backend::{Answer, Backend, Claim, Fences};
 
 /// A backend that can be one of a quorum.
@@ -39,7 +39,6 @@ impl Member for Server {
                 Argument::Text(&claim.value),
                 Argument::Number(fences.first),
                 Argument::Number(fences.last()),
-                FENCE_TTL,
             ];
             let reply = self
                 .call(&script::RAISE, &claim.key.of_a_member(), &arguments, within)
@@ -64,7 +63,6 @@ impl Member for Server {
                 Argument::Number(claim.ttl_millis()),
                 Argument::Number(fences.first),
                 Argument::Number(fences.last()),
-                FENCE_TTL,
             ];
             let (reply, doubt) = self
                 .create(

@@ -40,10 +40,6 @@ use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
 
-/// How long a fencing counter outlives its last use: 7 days, in milliseconds.
-pub(in crate::backend) const FENCE_TTL: Argument<'static> =
-    Argument::Number(7 * 24 * 60 * 60 * 1000);
-
 pub(crate) struct Server {
     pub(in crate::backend) connections: Arc<Connections>,
     pub(in crate::backend) clock: Clock,
@@ -95,23 +91,32 @@ impl Server {
             Role::Alone => (&script::ACQUIRE, &alone[..]),
             Role::Member => (&script::ACQUIRE_MEMBER, &member[..]),
         };
-        let arguments = [
+        let all = [
             Argument::Text(&claim.value),
             Argument::Number(claim.ttl_millis()),
             Argument::Number(fences.first),
-            Argument::Number(fences.count),
-            FENCE_TTL,
+            Argument::Number(fences.last()),
         ];
-        let (reply, doubt) = self.create(claim, script, keys, &arguments, within).await?;
-        let attempt = match reply.pair()? {
-            (1, first) => Ok(Attempt::Granted {
-                fences: fences.granted_from(first),
+        // Every argument that is not sent spares the server about as much as a step of the script.
+        let arguments = if fences.count > 1 {
+            &all[..]
+        } else {
+            &all[..3]
+        };
+        let (reply, doubt) = self.create(claim, script, keys, arguments, within).await?;
+        let granted = |fences| {
+            Ok(Attempt::Granted {
+                fences,
                 deadline: claim.deadline(reply.sent),
-            }),
+            })
+        };
+        let attempt = match reply.number_or_pair()? {
+            (1, None) => granted(fences),
+            (1, Some(first)) => granted(fences.granted_from(first)),
             (2, _) => Err(reply.same_server()),
             (3, _) => Err(reply.no_counter(claim)),
             (_, ttl) => Ok(Attempt::Held {
-                ttl: remaining(ttl),
+                ttl: ttl.and_then(remaining),
             }),
         };
         doubt.settle();
@@ -139,40 +144,40 @@ impl Server {
     }
 
     /// Calls a script that may give the lock to the next waiter, with `more` arguments behind those
-    /// that all of these take.
+    /// that all of these take. Of these, a script that takes no more gets what it needs (see
+    /// `acquire`): the channel only where others wait, as a rule.
     async fn give_up(
         &self,
         script: &Script,
         claim: &Claim,
-        floor: Argument<'_>,
         more: &script::Arguments<'_>,
         within: Duration,
     ) -> Result<Reply, Failure> {
         let until = Instant::now() + within;
         let connection = self.way(until, within).await?;
         let way = Arc::clone(&connection);
-        let [used, reserved] = self.to_give_back(claim);
         let value = Argument::Text(&claim.value);
         let channel = Argument::Text(way.channel());
-        let mut arguments = [
-            value, floor, FENCE_TTL, used, reserved, channel, value, value,
-        ];
-        let count = arguments.len() - 2 + more.len();
-        arguments[6..count].copy_from_slice(more);
+        let back = self.to_give_back(claim);
+        let [used, reserved] = back.unwrap_or([Argument::Text(""); 2]);
+        let needed = match back {
+            None if more.is_empty() && !claim.has_waited() => 1,
+            None if more.is_empty() => 2,
+            _ => 4,
+        };
+        let mut arguments = [value, channel, used, reserved, value, value];
+        let count = needed + more.len();
+        arguments[needed..count].copy_from_slice(more);
         let keys = claim.key.with_queue();
         self.call_over(connection, script, &keys, &arguments[..count], until)
             .await
     }
 
-    /// The last fencing numbers in use and reserved, as the scripts take them: empty if there is
+    /// The last fencing numbers in use and reserved, as the scripts take them: none if there is
     /// nothing to give back, or if the others of a quorum have them, too.
-    fn to_give_back(&self, claim: &Claim) -> [Argument<'static>; 2] {
-        match claim.to_give_back() {
-            Some((used, reserved)) if self.role == Role::Alone => {
-                [Argument::Number(used), Argument::Number(reserved)]
-            }
-            _ => [Argument::Text(""), Argument::Text("")],
-        }
+    fn to_give_back(&self, claim: &Claim) -> Option<[Argument<'static>; 2]> {
+        let back = claim.to_give_back().filter(|_| self.role == Role::Alone);
+        back.map(|(used, reserved)| [Argument::Number(used), Argument::Number(reserved)])
     }
 
     fn freed(&self, reply: Result<Reply, Failure>) -> Result<Freed, Fault> {
@@ -233,9 +238,7 @@ impl Backend for Server {
 
     fn release<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
-            let reply = self
-                .give_up(&script::RELEASE, claim, floor(), &[], within)
-                .await;
+            let reply = self.give_up(&script::RELEASE, claim, &[], within).await;
             if let Ok(reply) = &reply {
                 self.doubts.settle(claim, &reply.connection);
             }
@@ -252,10 +255,8 @@ impl Backend for Server {
         Box::pin(async move {
             let floor = Argument::Number(fences.first);
             let ttl = Argument::Number(claim.ttl_millis());
-            let more = [ttl, Argument::Number(fences.count)];
-            let reply = self
-                .give_up(&script::KEEP, claim, floor, &more, within)
-                .await;
+            let more = [floor, ttl, Argument::Number(fences.count)];
+            let reply = self.give_up(&script::KEEP, claim, &more, within).await;
             match reply {
                 Ok(reply) => match reply.pair()? {
                     (1, first) => Ok(Kept::Ours {
@@ -288,9 +289,8 @@ impl Backend for Server {
     fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool> {
         Box::pin(async move {
             let keys = key.with_queue();
-            let arguments = [floor(), FENCE_TTL];
             let reply = self
-                .call_once(&script::FORCE_RELEASE, &keys, &arguments, within)
+                .call_once(&script::FORCE_RELEASE, &keys, &[], within)
                 .await
                 .map_err(|failure| self.fault(failure))?;
             Ok(reply.number()? > 0)
@@ -324,10 +324,6 @@ async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Fr
     }
 }
 
-fn leaving(claim: &Claim) -> [Argument<'_>; 3] {
-    [Argument::Text(&claim.value), floor(), FENCE_TTL]
-}
-
-fn floor() -> Argument<'static> {
-    Argument::Number(Fences::floor(1).first)
+fn leaving(claim: &Claim) -> [Argument<'_>; 1] {
+    [Argument::Text(&claim.value)]
 }

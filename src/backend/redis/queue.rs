@@ -7,14 +7,10 @@ use tokio::time::Instant;
 
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
-use crate::backend::redis::{FENCE_TTL, Server, leaving};
+use crate::backend::redis::{Server, leaving};
 use crate::backend::{Answer, Beat, Claim, Fences, Freed, Queue, Standing};
 use crate::error::Fault;
 use crate::options::whole_millis;
-
-/// How long a queue outlives the last heartbeat of its last waiter, in milliseconds: longer than
-/// any waiter lives.
-const QUEUE_TTL: Argument<'static> = Argument::Number(10_000);
 
 impl Server {
     async fn beat(
@@ -36,12 +32,10 @@ impl Server {
                     Argument::Number(claim.ttl_millis()),
                     Argument::Number(fences.first),
                     Argument::Number(fences.count),
-                    FENCE_TTL,
                     Argument::Number(whole_millis(claim.waiter_ttl())),
                     // Read before the request is sent, so no later than the server's beat.
                     Argument::Number(self.clock.now().nanos()),
                     Argument::Text(connection.channel()),
-                    QUEUE_TTL,
                 ],
                 until,
             )

@@ -34,6 +34,14 @@ impl Reply {
         }
     }
 
+    /// A number, or two.
+    pub(in crate::backend) fn number_or_pair(&self) -> Result<(i64, Option<i64>), Fault> {
+        match self.value {
+            Value::Int(number) => Ok((number, None)),
+            _ => self.pair().map(|(first, second)| (first, Some(second))),
+        }
+    }
+
     /// Empty, if the reply is anything but an array of few numbers.
     pub(in crate::backend) fn numbers(&self) -> Numbers {
         let none = Numbers::default();

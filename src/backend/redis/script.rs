@@ -63,17 +63,22 @@ macro_rules! scripts {
 }
 
 scripts! {
-    ACQUIRE = "fence.lua" "acquire.lua";
-    ACQUIRE_MEMBER = "fence.lua" "acquire_member.lua";
-    ENQUEUE = "writable.lua" "fence.lua" "queue.lua" "enqueue.lua";
-    FORCE_RELEASE = "fence.lua" "queue.lua" "force_release.lua";
+    ACQUIRE = "counter.lua" "take.lua" "acquire.lua" "number.lua" "fence.lua" "number_beyond.lua";
+    ACQUIRE_MEMBER =
+        "counter.lua" "take.lua" "acquire_member.lua" "number.lua" "fence.lua" "number_beyond.lua";
+    ENQUEUE =
+        "counter.lua" "waiters.lua" "enqueue.lua"
+        "writable.lua" "fence.lua" "queue.lua" "enqueue_free.lua";
+    FORCE_RELEASE = "counter.lua" "fence.lua" "waiters.lua" "queue.lua" "force_release.lua";
     HOLDER = "holder.lua";
-    KEEP = "writable.lua" "fence.lua" "queue.lua" "keep.lua";
-    LEAVE = "writable.lua" "fence.lua" "queue.lua" "leave.lua";
+    KEEP = "counter.lua" "writable.lua" "fence.lua" "waiters.lua" "queue.lua" "keep.lua";
+    LEAVE = "counter.lua" "writable.lua" "fence.lua" "waiters.lua" "queue.lua" "leave.lua";
     LOOK = "writable.lua" "look.lua";
     PROBE = "probe.lua";
-    RAISE = "writable.lua" "fence.lua" "raise.lua";
-    RELEASE = "writable.lua" "fence.lua" "queue.lua" "release.lua";
-    RENEW = "writable.lua" "renew.lua";
-    RESTORE = "fence.lua" "restore.lua";
+    RAISE = "counter.lua" "writable.lua" "fence.lua" "raise.lua";
+    RELEASE =
+        "early_release.lua"
+        "counter.lua" "writable.lua" "fence.lua" "waiters.lua" "queue.lua" "release.lua";
+    RENEW = "renew.lua" "writable.lua" "renew_lost.lua";
+    RESTORE = "counter.lua" "fence.lua" "restore.lua";
 }
