@@ -24,7 +24,7 @@ use crate::key::Key;
 pub(crate) struct Nobody;
 
 impl Signals for Nobody {
-    fn changed(&self, _key: Option<&str>, _runtime: Option<runtime::Id>) {}
+    fn changed(&self, _key: Option<&str>) {}
     fn deaf(&self, _runtime: runtime::Id) {}
     fn granted(&self, _grant: Grant) {}
 }

@@ -192,7 +192,7 @@ impl Backend for Memory {
         let held = store.live(key, self.clock.now()).is_some();
         store.held.remove(key.name());
         drop(store);
-        self.signals.changed(Some(key.name()), None);
+        self.signals.changed(Some(key.name()));
         Box::pin(ready(Ok(held)))
     }
 }

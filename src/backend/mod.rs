@@ -131,9 +131,8 @@ pub(crate) trait Queue: Send + Sync {
 
 /// What a store tells without being asked. All of it is hints: any of it may be missing (P11).
 pub(crate) trait Signals: Send + Sync + fmt::Debug + 'static {
-    /// Somebody changed the key, or all of them (`None`), as the connection of `runtime` heard;
-    /// without a runtime, the store itself tells.
-    fn changed(&self, key: Option<&str>, runtime: Option<runtime::Id>);
+    /// Somebody changed the key, or all of them (`None`).
+    fn changed(&self, key: Option<&str>);
 
     /// Signals were or may have been missed on the connection of `runtime`.
     fn deaf(&self, runtime: runtime::Id);

@@ -150,30 +150,24 @@ impl Keys {
             self.tell(&state, News::Missed, concerns_held).wake();
         }
     }
-
-    /// Whether what a connection hears is about leases that are held: only the driver's is asked to
-    /// track them.
-    fn is_drivers(&self, runtime: runtime::Id) -> bool {
-        self.driver.is_none_or(|driver| driver == runtime)
-    }
 }
 
 impl Signals for Keys {
-    fn changed(&self, key: Option<&str>, runtime: Option<runtime::Id>) {
-        let concerns_held = runtime.is_none_or(|runtime| self.is_drivers(runtime));
+    fn changed(&self, key: Option<&str>) {
         match key {
             // The queue may be gone, too.
-            None => self.tell_all(concerns_held),
+            None => self.tell_all(true),
             Some(key) => {
                 if let Some(state) = self.known(key) {
-                    self.tell(&state, News::Changed, concerns_held).wake();
+                    self.tell(&state, News::Changed, true).wake();
                 }
             }
         }
     }
 
     fn deaf(&self, runtime: runtime::Id) {
-        self.tell_all(self.is_drivers(runtime));
+        // Only what the driver asks is tracked on behalf of leases that are held.
+        self.tell_all(self.driver.is_none_or(|driver| driver == runtime));
     }
 
     fn granted(&self, grant: Grant) {

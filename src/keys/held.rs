@@ -14,15 +14,15 @@ use crate::lease::Lease;
 const RETRIES_PER_RENEWAL: u32 = 8;
 pub(super) const SHORTEST_RETRY: Duration = Duration::from_millis(1);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
-/// How old a lease is when the driver looks at its key for the first time: from then on Redis tells
-/// of changes. Most leases do not live as long, and cost neither a look nor a place in the server's
-/// tracking table.
-pub(super) const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// A lease is young for so long after its grant, or after its holder had it extended. The driver
+/// looks at it when it is not any more: from then on Redis tells of changes. Most leases do not live
+/// as long, and cost neither a look nor a place in the server's tracking table.
+pub(super) const YOUTH: Duration = Duration::from_millis(50);
 /// A first look may come this much earlier, so that many go together.
-const FIRST_LOOK_SLACK: Duration = Duration::from_millis(10);
+const GATHER_LOOKS: Duration = Duration::from_millis(10);
 /// Renewals that come due this soon go out together with those that are due now, unless that is
 /// far too early for their TTL.
-pub(super) const GATHER: Duration = FIRST_LOOK_SLACK;
+pub(super) const GATHER: Duration = GATHER_LOOKS;
 const GATHER_RENEWALS: Duration = Duration::from_millis(5);
 const GATHER_SHARE: u32 = 20;
 
@@ -55,10 +55,10 @@ pub(crate) struct HeldClaim {
     renew_at: Moment,
     /// When to ask whether the key is ours still, without extending it.
     look_at: Moment,
+    /// Not looked at before then: see [`YOUTH`].
+    young_until: Moment,
     /// A look found less life than was granted, and no renewal was sent since.
     is_short: bool,
-    /// Nothing was asked yet: the first look is still to come.
-    is_young: bool,
     /// The last question came to no answer: the next is not to come early.
     has_failed: bool,
     /// The driver's question is under way.
@@ -88,9 +88,9 @@ impl HeldClaim {
             in_question: false,
             granted_until: deadline,
             renew_at: Moment::NEVER,
-            look_at: now + FIRST_LOOK,
+            look_at: now + YOUTH,
+            young_until: now + YOUTH,
             is_short: false,
-            is_young: true,
             has_failed: false,
             in_flight: false,
             again: false,
@@ -178,7 +178,6 @@ impl HeldClaim {
             return None;
         }
         self.in_flight = true;
-        self.is_young = false;
         self.is_short &= !extend;
         // A renewal looks, too.
         self.look_at = Moment::NEVER;
@@ -201,8 +200,8 @@ impl HeldClaim {
     }
 
     fn wants_look(&self, now: Moment) -> bool {
-        let early = match self.is_young {
-            true => FIRST_LOOK_SLACK,
+        let early = match self.look_at == self.young_until {
+            true => GATHER_LOOKS,
             false => Duration::ZERO,
         };
         self.look_at.minus(early) <= now
@@ -228,15 +227,24 @@ impl HeldClaim {
         if self.in_flight {
             self.again = true;
         } else {
-            self.look_at = now;
+            self.plan_look(now);
         }
     }
 
-    /// The claim was extended until `deadline`, in answer to the driver or to the holder.
+    fn plan_look(&mut self, now: Moment) {
+        self.look_at = self.look_at.min(now.max(self.young_until));
+    }
+
+    /// The claim was extended until `deadline`. If the holder asked for that, the lease is young
+    /// again: its request ended what the server was asked to tell, perhaps without telling.
     pub(super) fn renewed(&mut self, deadline: Moment, asked_by_driver: bool, now: Moment) {
         // K9: a holder's answer says nothing of a question of the driver's.
         self.in_flight &= !asked_by_driver;
         self.has_failed = false;
+        if !asked_by_driver {
+            self.young_until = now + YOUTH;
+            self.look_at = self.young_until;
+        }
         self.granted_until = self.granted_until.max(deadline);
         self.plan_renewal(now);
         self.answered(now);
@@ -271,7 +279,7 @@ impl HeldClaim {
     fn answered(&mut self, now: Moment) {
         // A caller's answer may be older than the change, and the driver's question, too.
         if !self.in_flight && mem::take(&mut self.again) {
-            self.look_at = now;
+            self.plan_look(now);
         }
     }
 }

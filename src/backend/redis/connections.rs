@@ -14,7 +14,6 @@
 //! * **C3** Openings that follow each other closely are spaced out, whatever ends the connections:
 //!   see [`Pace`]. The first after a time of calm is never delayed.
 //! * **C4** What belongs to a runtime ends with it, whether or not a connection was opened.
-//! * **C5** A connection that was lent to another runtime reports changes to everybody.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -189,7 +188,6 @@ impl Connections {
                 if let Ok(own) = own {
                     own.probe(self.opener.limit);
                 }
-                lender.health.note_lent();
                 Ok(lender)
             }
             _ => own,

@@ -22,8 +22,6 @@ pub(crate) struct Health {
     broken: AtomicBool,
     /// It was opened to the end.
     used: AtomicBool,
-    /// Other runtimes have sent requests over it.
-    lent: AtomicBool,
     probed: AtomicBool,
     /// How many requests were answered or found the connection silent, and, in the lowest bits,
     /// how many of the latter since the last answer. One word, so that an answer and a time-out
@@ -57,14 +55,6 @@ impl Health {
 
     pub(crate) fn note_used(&self) {
         self.used.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_lent(&self) -> bool {
-        self.lent.load(Ordering::Acquire)
-    }
-
-    pub(crate) fn note_lent(&self) {
-        self.lent.store(true, Ordering::Release);
     }
 
     /// Whether the last requests had no answer in time.

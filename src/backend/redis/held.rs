@@ -87,7 +87,7 @@ impl Write {
 impl Drop for Write {
     fn drop(&mut self) {
         if self.way.echoes().end(&self.key, self.lives_until) {
-            self.signals.changed(Some(&self.key), None);
+            self.signals.changed(Some(&self.key));
         }
     }
 }

@@ -45,18 +45,13 @@ impl Watcher {
                         && let Ok(key) = std::str::from_utf8(key)
                         && self.health.echoes.hear(key)
                     {
-                        self.signals.changed(Some(key), self.concerned());
+                        self.signals.changed(Some(key));
                     }
                 }
             }
             // FLUSHALL, or the server forgot what it tracked.
-            _ => self.signals.changed(None, self.concerned()),
+            _ => self.signals.changed(None),
         }
-    }
-
-    /// Whose leases are tracked over the connection: any, once it was lent.
-    fn concerned(&self) -> Option<runtime::Id> {
-        (!self.health.is_lent()).then_some(self.runtime)
     }
 }
 
@@ -66,9 +61,6 @@ impl Drop for Watcher {
         // Nothing was read over one that could not be opened.
         if self.health.is_used() {
             self.signals.deaf(self.runtime);
-        }
-        if self.health.is_lent() {
-            self.signals.changed(None, None);
         }
     }
 }

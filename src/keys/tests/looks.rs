@@ -6,7 +6,7 @@ use crate::backend::Signals;
 
 /// The store tells of a change to all keys.
 fn changed(f: &Fixture) {
-    f.keys.changed(None, None);
+    f.keys.changed(None);
 }
 
 /// A lease that lives long beyond the first look.

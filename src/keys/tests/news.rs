@@ -25,11 +25,11 @@ fn heard(user: &User, least: Option<News>) -> Option<Result<Grant, News>> {
 fn a_change_is_told_to_those_who_wait_in_redis_for_that_key() {
     let f = Fixture::new();
     let (contender, other) = (f.first(), f.beside("another").first());
-    f.keys.changed(Some("k"), None);
+    f.keys.changed(Some("k"));
     assert!(heard(&contender, Some(News::Changed)).is_none(), "not yet");
     contender.queue("v");
     other.queue("w");
-    f.keys.changed(Some("k"), None);
+    f.keys.changed(Some("k"));
     assert!(
         heard(&contender, Some(News::Missed)).is_none(),
         "not urgent"
@@ -66,7 +66,7 @@ fn news_is_forgotten_when_it_is_heeded() {
     let f = Fixture::new();
     let contender = f.first();
     contender.queue("v");
-    f.keys.changed(None, None);
+    f.keys.changed(None);
     contender.waiter.forget_news();
     assert!(heard(&contender, Some(News::Changed)).is_none());
 }
@@ -97,9 +97,9 @@ fn p11_a_contender_is_woken_by_what_it_hears() {
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     contender.waiter.note_poll(&mut Context::from_waker(&waker));
-    f.keys.changed(Some("k"), None);
+    f.keys.changed(Some("k"));
     assert_eq!(woken.times(), 1);
-    f.keys.changed(None, None);
+    f.keys.changed(None);
     assert_eq!(woken.times(), 2, "it may be polled for another reason");
     f.keys.granted(grant(&f, "v"));
     assert_eq!(woken.times(), 3);

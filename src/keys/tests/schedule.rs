@@ -123,7 +123,7 @@ impl Walk {
                 }
             }
             8 => self.answer(),
-            9 => self.f.keys.changed(Some("a"), None),
+            9 => self.f.keys.changed(Some("a")),
             10 => {
                 if let Some((user, _)) = self.users.iter().find(|(_, contends)| *contends) {
                     let is_contended = self.random.bool();
