@@ -183,7 +183,7 @@
 //! ~invoice:42 ~{invoice:42}:fence ~{invoice:42}:lock-queue ~{invoice:42}:lock-waiters
 //! resetchannels &redlease:* -@all +evalsha +eval +time +get +set +exists +pttl +pexpire +del
 //! +zadd +zrem +zrange +zpopmin +hset +hget +hdel
-//! +client|tracking +subscribe +publish +ping
+//! +client|tracking +client|caching +subscribe +publish +ping
 //! ```
 //!
 //! On the servers of a quorum also `~{invoice:42}:fence-owner`, and `+select` where the URL names a

@@ -216,6 +216,35 @@ async fn p4_a_forced_release_fires_the_token_of_our_own_guard() {
     within(BEFORE_RENEWAL, "the token", guard.lost().cancelled()).await;
 }
 
+/// How many keys the server remembers that it is to tell somebody of.
+fn tracked(server: &Server) -> u64 {
+    let stats: String = server.command(&["INFO", "stats"]);
+    let mut lines = stats.lines();
+    let count = lines.find_map(|line| line.strip_prefix("tracking_total_keys:"));
+    count.map_or(0, |count| count.trim().parse().expect("a number"))
+}
+
+#[tokio::test]
+async fn the_server_remembers_the_key_of_a_lock_that_is_held_for_long_and_of_no_short_cycle() {
+    let Some(server) = Server::with_command("HELLO") else {
+        return;
+    };
+    let locker = connect(&server).await;
+    let began = Instant::now();
+    for _ in 0..10 {
+        let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
+        guard.release().await.unwrap();
+    }
+    // On a machine that is slow enough, none of them was short.
+    if began.elapsed() < Duration::from_millis(50) {
+        assert_eq!(tracked(&server), 0);
+    }
+    let guard = locker.mutex(unique_key()).ttl(TTL).lock().await.unwrap();
+    eventually("it is looked at", || tracked(&server) == 1).await;
+    guard.release().await.unwrap();
+    eventually("it is forgotten", || tracked(&server) == 0).await;
+}
+
 /// Renewals enough for a connection to know whether the server echoes them.
 const RENEWALS: usize = 5;
 

@@ -18,7 +18,13 @@ const COMMANDS: [&str; 16] = [
     "zrange", "zpopmin", "hset", "hget", "hdel",
 ];
 /// Without these, changes are noticed later.
-const OPTIONAL: [&str; 4] = ["client|tracking", "subscribe", "publish", "ping"];
+const OPTIONAL: [&str; 5] = [
+    "client|tracking",
+    "client|caching",
+    "subscribe",
+    "publish",
+    "ping",
+];
 
 /// Makes the user anew with all that locks need, but for what is `missing`.
 fn grant(server: &Server, missing: &str) {

@@ -65,7 +65,7 @@
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
-use crate::backend::{Beat, Fences, Grant, Queue, Renewal, Standing};
+use crate::backend::{Beat, Fences, Grant, Listen, Queue, Renewal, Standing};
 use crate::backoff::{Backoff, jittered};
 use crate::driver::HeldLock;
 use crate::error::{Error, Fault};
@@ -198,7 +198,7 @@ impl Contender<'_> {
         if self.options.renew_every.is_none() {
             // Nobody would make the lease as long as it was asked for.
             let within = driver.settings.command_timeout;
-            match driver.backend.renew(&self.claim, within).await {
+            match driver.backend.renew(&self.claim, Listen::No, within).await {
                 Ok(Renewal::Renewed { deadline: full }) => deadline = full,
                 Ok(Renewal::Removed | Renewal::Stolen) => return None,
                 Err(_) => {}

@@ -11,8 +11,8 @@ use tokio::runtime::{self, Handle};
 
 use crate::backend::memory::Memory;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Grant, Kept, Look, Queue, Renewal, SentBehind,
-    Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Grant, Kept, Listen, Look, Queue, Renewal,
+    SentBehind, Signals,
 };
 use crate::clock::Clock;
 use crate::error::{Cause, Fault};
@@ -194,10 +194,15 @@ impl Backend for Faulty {
         Some(vec![tokio::spawn(release)])
     }
 
-    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
+    fn renew<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        listen: Listen,
+        within: Duration,
+    ) -> Answer<'a, Renewal> {
         Box::pin(async move {
             let trouble = self.trouble(|state| &mut state.renewals);
-            let call = Box::pin(async move { self.memory.renew(claim, within).await });
+            let call = Box::pin(async move { self.memory.renew(claim, listen, within).await });
             let lie = Some(Renewal::Removed);
             self.answer(trouble, within, lie, call).await
         })

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
+    Signals,
 };
 use crate::clock::{Clock, Moment};
 use crate::holder::Holder;
@@ -152,7 +153,12 @@ impl Backend for Memory {
         None
     }
 
-    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, _within: Duration) -> Answer<'a, Renewal> {
+    fn renew<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        _listen: Listen,
+        _within: Duration,
+    ) -> Answer<'a, Renewal> {
         Box::pin(ready(Ok(self.try_renew(claim))))
     }
 

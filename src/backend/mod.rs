@@ -78,9 +78,15 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
     }
 
     /// Extends the lock if it is ours; never shortens and never creates it (P7).
-    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal>;
+    fn renew<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        listen: Listen,
+        within: Duration,
+    ) -> Answer<'a, Renewal>;
 
-    /// Looks whether the lock is ours, and until when. Changes nothing.
+    /// Looks whether the lock is ours, and until when. Changes nothing, and
+    /// [listens](Listen::Yes).
     fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look>;
 
     /// Frees the lock if it is ours (P6). Idempotent.
@@ -110,6 +116,15 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// Takes the lock from whoever has it; says whether anybody had.
     fn force_release<'a>(&'a self, key: &'a Arc<Key>, within: Duration) -> Answer<'a, bool>;
+}
+
+/// Whether the store is to tell ([`Signals::changed`]) when the key changes after a request. It
+/// does so once, and is to be asked again then. To have it told costs the store time, so that is
+/// not asked for by requests after which the lock is often let go soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Listen {
+    Yes,
+    No,
 }
 
 /// A first-come, first-served queue between processes, with direct grants.

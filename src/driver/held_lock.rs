@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::{Claim, Fences, Freed, Kept};
+use crate::backend::{Claim, Fences, Freed, Kept, Listen};
 use crate::backoff::Backoff;
 use crate::driver::Driver;
 use crate::driver::release::Token;
@@ -73,7 +73,7 @@ impl HeldLock {
         async move {
             lease.ensure_held()?;
             let within = driver.settings.command_timeout.min(lease.remaining());
-            match driver.backend.renew(&claim, within).await {
+            match driver.backend.renew(&claim, Listen::No, within).await {
                 Ok(renewal) => {
                     if let Some((held, reason)) =
                         driver.keys.renewed(&state, &claim, renewal, false)

@@ -34,7 +34,7 @@ use std::time::Duration;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::Notify;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Listen};
 use crate::clock::Clock;
 use crate::contain::contain;
 use crate::driver::pending::Pending;
@@ -247,7 +247,7 @@ impl Driver {
             within,
         } = question;
         let answer = if extend {
-            let renewal = self.backend.renew(&claim, within).await;
+            let renewal = self.backend.renew(&claim, Listen::Yes, within).await;
             renewal.map(|renewal| self.keys.renewed(&state, &claim, renewal, true))
         } else {
             let look = self.backend.look(&claim, within).await;

@@ -13,7 +13,7 @@ use crate::backend::faulty::Nobody;
 use crate::backend::memory::Memory;
 use crate::backend::quorum::member::Member;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
 };
 use crate::clock::Clock;
 use crate::error::{Cause, Fault};
@@ -182,8 +182,13 @@ impl Backend for Fake {
         (!sent.is_empty()).then_some(sent)
     }
 
-    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
-        let answer = async move { self.memory.renew(claim, within).await };
+    fn renew<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        listen: Listen,
+        within: Duration,
+    ) -> Answer<'a, Renewal> {
+        let answer = async move { self.memory.renew(claim, listen, within).await };
         Box::pin(self.pass("renew", within, answer))
     }
 

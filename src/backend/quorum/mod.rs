@@ -53,8 +53,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal,
-    SentBehind,
+    Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue,
+    Renewal, SentBehind,
 };
 use crate::clock::Moment;
 use crate::error::{Cause, Fault};
@@ -282,8 +282,13 @@ impl Backend for Quorum {
         LARGEST_BLOCK
     }
 
-    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
-        Box::pin(self.renew(claim, within))
+    fn renew<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        listen: Listen,
+        within: Duration,
+    ) -> Answer<'a, Renewal> {
+        Box::pin(self.renew(claim, listen, within))
     }
 
     fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {

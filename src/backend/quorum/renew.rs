@@ -7,22 +7,22 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, lease};
-use crate::backend::{Claim, Look, Renewal};
+use crate::backend::{Claim, Listen, Look, Renewal};
 use crate::error::Fault;
 
 impl Quorum {
     pub(super) async fn renew(
         &self,
         claim: &Arc<Claim>,
+        listen: Listen,
         within: Duration,
     ) -> Result<Renewal, Fault> {
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
             let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
-            round.ask(
-                member,
-                async move { seat.member.renew(&claim, within).await },
-            );
+            round.ask(member, async move {
+                seat.member.renew(&claim, listen, within).await
+            });
         }
         let mut deadlines = Vec::new();
         let mut removed = Vec::new();

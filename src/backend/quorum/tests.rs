@@ -72,7 +72,7 @@ async fn a_silent_member_is_not_waited_for() {
     f.fakes[0].hold();
     let start = Instant::now();
     let claim = f.granted("a").await;
-    let renewal = f.quorum.renew(&claim, WITHIN).await.unwrap();
+    let renewal = f.quorum.renew(&claim, Listen::Yes, WITHIN).await.unwrap();
     assert!(matches!(renewal, Renewal::Renewed { .. }));
     assert_eq!(
         f.quorum.release(&claim, WITHIN).await.unwrap(),
@@ -181,7 +181,7 @@ async fn only_a_majority_that_does_not_answer_is_a_fault() {
     assert!(matches!(attempt, Attempt::Held { .. }));
     f.fakes[2].fail(true);
     assert!(f.acquire(&f.claim("c")).await.is_err());
-    assert!(f.quorum.renew(&first, WITHIN).await.is_err());
+    assert!(f.quorum.renew(&first, Listen::Yes, WITHIN).await.is_err());
     assert!(f.quorum.release(&first, WITHIN).await.is_err());
 }
 
@@ -193,7 +193,7 @@ async fn p7_a_member_that_lost_the_key_is_repaired() {
     for lost in 0..3 {
         let memory = &f.fakes[lost].memory;
         memory.force_release(&f.key, WITHIN).await.unwrap();
-        f.quorum.renew(&claim, WITHIN).await.unwrap();
+        f.quorum.renew(&claim, Listen::Yes, WITHIN).await.unwrap();
         settle().await;
         assert_eq!(f.value_at(lost).await.as_deref(), Some("a"));
     }
@@ -308,7 +308,7 @@ async fn p10_a_repair_that_runs_after_the_release_finds_another_release_behind_i
     let memory = &f.fakes[0].memory;
     memory.force_release(&f.key, WITHIN).await.unwrap();
     f.fakes[0].delay();
-    f.quorum.renew(&claim, WITHIN).await.unwrap();
+    f.quorum.renew(&claim, Listen::Yes, WITHIN).await.unwrap();
     settle().await;
     f.quorum.release(&claim, WITHIN).await.unwrap();
     settle().await;
@@ -323,7 +323,7 @@ async fn p7_without_a_majority_nothing_is_repaired_and_the_rest_is_given_up() {
     for fake in &f.fakes[..2] {
         fake.memory.force_release(&f.key, WITHIN).await.unwrap();
     }
-    let renewal = f.quorum.renew(&claim, WITHIN).await.unwrap();
+    let renewal = f.quorum.renew(&claim, Listen::Yes, WITHIN).await.unwrap();
     assert!(matches!(renewal, Renewal::Removed));
     settle().await;
     for (member, fake) in f.fakes.iter().enumerate() {
@@ -343,7 +343,7 @@ async fn p10_no_repair_begins_after_the_release() {
         .unwrap();
     // The renewal of the first member is on its way while the others renew and release.
     f.fakes[0].hold();
-    f.quorum.renew(&claim, WITHIN).await.unwrap();
+    f.quorum.renew(&claim, Listen::Yes, WITHIN).await.unwrap();
     f.quorum.release(&claim, WITHIN).await.unwrap();
     f.fakes[0].let_go();
     settle().await;
@@ -361,7 +361,7 @@ async fn p10_a_repair_under_way_does_not_outlive_the_release() {
         .force_release(&f.key, WITHIN)
         .await
         .unwrap();
-    f.quorum.renew(&claim, WITHIN).await.unwrap();
+    f.quorum.renew(&claim, Listen::Yes, WITHIN).await.unwrap();
     // The repair has been handed to a task, and gets no further than to the member.
     f.fakes[0].hold();
     settle().await;

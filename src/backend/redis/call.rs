@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use redis::Cmd;
 use tokio::time::Instant;
 
+use crate::backend::Listen;
 use crate::backend::redis::Server;
 use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::reply::Reply;
@@ -25,7 +27,7 @@ impl Server {
         within: Duration,
     ) -> Result<Reply, Failure> {
         let (reply, ()) = self
-            .call_noted(script, keys, arguments, within, |_| ())
+            .call_noted(script, keys, arguments, within, Listen::No, |_| ())
             .await?;
         Ok(reply)
     }
@@ -38,6 +40,7 @@ impl Server {
         keys: &[&str],
         arguments: &script::Arguments<'_>,
         within: Duration,
+        listen: Listen,
         note: impl Fn(&Arc<Connection>) -> N,
     ) -> Result<(Reply, N), Failure> {
         let until = Instant::now() + within;
@@ -47,7 +50,7 @@ impl Server {
             let connection = self.way(until, within).await?;
             let way = Arc::clone(&connection);
             let note = note(&way);
-            let reply = self.call_over(connection, script, keys, arguments, until);
+            let reply = self.call_over(connection, script, keys, arguments, until, listen);
             match reply.await {
                 Err(Failure::Fault(_)) if tries > 0 && way.is_broken() => {}
                 reply => return reply.map(|reply| (reply, note)),
@@ -72,7 +75,7 @@ impl Server {
             }
             connection = self.way(until, within).await?;
         }
-        self.call_over(connection, script, keys, arguments, until)
+        self.call_over(connection, script, keys, arguments, until, Listen::No)
             .await
     }
 
@@ -93,16 +96,13 @@ impl Server {
         keys: &[&str],
         arguments: &script::Arguments<'_>,
         until: Instant,
+        listen: Listen,
     ) -> Result<Reply, Failure> {
         // P3: the lease counts from here, before the connection has the request.
         let sent = self.clock.now();
-        let by_digest = script.by_digest(keys, arguments);
-        let value = match connection.send_owned(by_digest, until).await {
-            Err(Failure::NoScript) => {
-                connection
-                    .send(&script.in_full(keys, arguments), until)
-                    .await?
-            }
+        let send = async |command: Cmd| connection.send_owned(command, listen, until).await;
+        let value = match send(script.by_digest(keys, arguments)).await {
+            Err(Failure::NoScript) => send(script.in_full(keys, arguments)).await?,
             other => other?,
         };
         Ok(Reply {

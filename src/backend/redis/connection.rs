@@ -4,14 +4,15 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::backend::Listen;
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::error_class::{Verdict, is_forbidden, mentions};
 use crate::backend::redis::health::Health;
-use crate::backend::redis::requests::Sender;
+use crate::backend::redis::requests::{Message, Sender};
 use crate::error::{Cause, Fault};
 
 /// A connection and what is known of its health.
@@ -23,6 +24,8 @@ pub(crate) struct Connection {
     /// Tells it from the others to this server; never 0.
     pub(super) number: u64,
     pub(super) channel: String,
+    /// Whether the server can be asked to tell of changes over it.
+    pub(super) tracks: bool,
     /// Whether the server tells of grants and changes over it.
     pub(super) hears_pushes: bool,
     /// RESP3 was refused in a way that may have been a passing fault.
@@ -56,16 +59,35 @@ impl Connection {
 
     /// Sends one command and waits for its reply.
     pub(crate) async fn send(&self, cmd: &Cmd, until: Instant) -> Result<Value, Failure> {
-        self.send_owned(cmd.clone(), until).await
+        self.send_owned(cmd.clone(), Listen::No, until).await
     }
 
-    /// As [`send`](Self::send), where the command is of no use afterwards.
-    pub(super) async fn send_owned(&self, cmd: Cmd, until: Instant) -> Result<Value, Failure> {
+    /// As [`send`](Self::send), where the command is of no use afterwards. The server may be asked
+    /// to tell of the next change to the keys that it reads.
+    pub(super) async fn send_owned(
+        &self,
+        cmd: Cmd,
+        listen: Listen,
+        until: Instant,
+    ) -> Result<Value, Failure> {
+        let message = match listen {
+            Listen::Yes if self.tracks => {
+                // It counts for the command that the server reads next, so the two are written as
+                // one.
+                let mut pair = Pipeline::with_capacity(2);
+                pair.cmd("CLIENT").arg("CACHING").arg("YES");
+                pair.add_command(cmd);
+                Message::Pair(pair)
+            }
+            _ => Message::One(cmd),
+        };
         let seen = self.health.seen();
-        let (requests, is_lent) = (&self.health.requests, self.health.is_lent());
+        // Whoever borrows the connection is not to depend on what its runtime does.
+        let is_borrowed = Handle::try_current().is_ok_and(|here| here.id() != self.runtime.id());
+        let requests = &self.health.requests;
         let sent = self
             .sender
-            .send(requests, &self.runtime, is_lent, cmd, until);
+            .send(requests, &self.runtime, is_borrowed, message, until);
         match sent.await {
             Some(Ok(Value::ServerError(error))) => Err(self.note(error.into())),
             Some(Ok(value)) => {

@@ -2,8 +2,8 @@
 //!
 //! `CLIENT TRACKING … NOLOOP` keeps a client from hearing of its own writes. Some servers leave
 //! out those by its scripts: Redis before 6.2.8, 7.0.0 to 7.0.4, KeyDB. There, whoever extends a
-//! key by a script that has read it is told that the key changed: once for each write, before the
-//! reply or right behind it.
+//! key by a script that has read it, and is to be told of changes, is told that the key changed:
+//! once for each write, before the reply or right behind it.
 //!
 //! So an invalidation that comes with a write of ours may be its echo, and a look at the key that
 //! begins later tells, unless we have written it again: if nothing has changed, it was one. A

@@ -9,24 +9,33 @@ use crate::backend::redis::Server;
 use crate::backend::redis::connection::Connection;
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
-use crate::backend::{Claim, Look, Renewal, Signals};
+use crate::backend::{Claim, Listen, Look, Renewal, Signals};
 use crate::clock::Moment;
 use crate::error::Fault;
 
 impl Server {
-    pub(super) async fn renew(&self, claim: &Claim, within: Duration) -> Result<Renewal, Fault> {
+    pub(super) async fn renew(
+        &self,
+        claim: &Claim,
+        listen: Listen,
+        within: Duration,
+    ) -> Result<Renewal, Fault> {
         let keys = [&**claim.key.name()];
         let arguments = [
             Argument::Text(&claim.value),
             Argument::Number(claim.ttl_millis()),
         ];
-        let begin = |way: &Arc<Connection>| self.begin_write(way, claim);
-        let called = self.call_noted(&script::RENEW, &keys, &arguments, within, begin);
+        // What the server does not tell, it does not echo.
+        let is_told = listen == Listen::Yes;
+        let begin = |way: &Arc<Connection>| is_told.then(|| self.begin_write(way, claim));
+        let called = self.call_noted(&script::RENEW, &keys, &arguments, within, listen, begin);
         let (reply, write) = called.await.map_err(|failure| self.fault(failure))?;
         match reply.number()? {
             1 => {
                 let deadline = claim.deadline(reply.sent);
-                write.done(deadline);
+                if let Some(write) = write {
+                    write.done(deadline);
+                }
                 Ok(Renewal::Renewed { deadline })
             }
             0 => Ok(Renewal::Stolen),
@@ -38,8 +47,15 @@ impl Server {
         let began = Instant::now();
         let keys = [&**claim.key.name()];
         let arguments = [Argument::Text(&claim.value)];
-        let called = self.call(&script::LOOK, &keys, &arguments, within);
-        let reply = called.await.map_err(|failure| self.fault(failure))?;
+        let called = self.call_noted(
+            &script::LOOK,
+            &keys,
+            &arguments,
+            within,
+            Listen::Yes,
+            |_| (),
+        );
+        let (reply, ()) = called.await.map_err(|failure| self.fault(failure))?;
         let look = match reply.number()? {
             -3 => Look::Stolen,
             -2 => Look::Removed,

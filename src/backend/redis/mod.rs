@@ -33,7 +33,8 @@ use crate::backend::redis::reply::{Reply, remaining};
 use crate::backend::redis::script::{Argument, Script};
 use crate::backend::redis::unsettled::{Doubt, Doubts};
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Look, Queue, Renewal, SentBehind, Signals,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
+    Signals,
 };
 use crate::clock::{Clock, Moment};
 use crate::error::Fault;
@@ -137,7 +138,7 @@ impl Server {
         let connection = self.connections.get(until).await?;
         let doubt = self.doubts.raise(claim, &connection);
         let reply = self
-            .call_over(connection, script, keys, arguments, until)
+            .call_over(connection, script, keys, arguments, until, Listen::No)
             .await
             .map_err(|failure| self.fault(failure))?;
         Ok((reply, doubt))
@@ -169,8 +170,15 @@ impl Server {
         let count = needed + more.len();
         arguments[needed..count].copy_from_slice(more);
         let keys = claim.key.with_queue();
-        self.call_over(connection, script, &keys, &arguments[..count], until)
-            .await
+        self.call_over(
+            connection,
+            script,
+            &keys,
+            &arguments[..count],
+            until,
+            Listen::No,
+        )
+        .await
     }
 
     /// The last fencing numbers in use and reserved, as the scripts take them: none if there is
@@ -228,8 +236,13 @@ impl Backend for Server {
         )
     }
 
-    fn renew<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Renewal> {
-        Box::pin(self.renew(claim, within))
+    fn renew<'a>(
+        &'a self,
+        claim: &'a Arc<Claim>,
+        listen: Listen,
+        within: Duration,
+    ) -> Answer<'a, Renewal> {
+        Box::pin(self.renew(claim, listen, within))
     }
 
     fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {

@@ -137,7 +137,7 @@ impl Opener {
                     return refusal.map(Err).ok_or_else(|| self.fault(error));
                 }
             };
-            let is_tracked = self.track(&connection, until).await?;
+            connection.tracks = self.track(&connection, until).await?;
             if self.swallowed.load(Ordering::Relaxed) {
                 return Ok(Ok(connection));
             }
@@ -148,7 +148,7 @@ impl Opener {
                 }
                 confirmed_or_refused => {
                     let is_subscribed = confirmed_or_refused == Subscription::Confirmed;
-                    connection.hears_pushes = is_tracked && is_subscribed;
+                    connection.hears_pushes = connection.tracks && is_subscribed;
                     return Ok(Ok(connection));
                 }
             }
@@ -221,6 +221,7 @@ impl Opener {
                 server: Arc::clone(&self.server),
                 number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
                 channel: format!("redlease:{}", Uuid::new_v4()),
+                tracks: false,
                 hears_pushes: false,
                 is_provisional: false,
                 end: OnceLock::new(),
@@ -230,18 +231,26 @@ impl Opener {
         }
     }
 
-    /// Asks the server to tell when a key changes that was read over the connection.
+    /// Asks the server to tell when a key changes that was read over the connection by a command
+    /// behind a `CLIENT CACHING YES`, which is tried here once.
     async fn track(&self, connection: &Connection, until: Instant) -> Result<bool, Fault> {
-        let mut command = redis::cmd("CLIENT");
-        command.arg("TRACKING").arg("ON").arg("NOLOOP");
-        match connection.send(&command, until).await {
-            Ok(_) => Ok(true),
-            Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
-            Err(_) => {
-                self.say_deaf("the server does not track keys for clients");
-                Ok(false)
+        for words in [
+            &["TRACKING", "ON", "OPTIN", "NOLOOP"][..],
+            &["CACHING", "YES"],
+        ] {
+            match connection
+                .send(redis::cmd("CLIENT").arg(words), until)
+                .await
+            {
+                Ok(_) => {}
+                Err(Failure::Fault(fault)) if !declines(&fault) => return Err(fault),
+                Err(_) => {
+                    self.say_deaf("the server does not track keys for clients");
+                    return Ok(false);
+                }
             }
         }
+        Ok(true)
     }
 
     /// Subscribes to the channel on which grants reach this connection.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
 use crate::backend::redis::{Server, leaving};
-use crate::backend::{Answer, Beat, Claim, Fences, Freed, Queue, Standing};
+use crate::backend::{Answer, Beat, Claim, Fences, Freed, Listen, Queue, Standing};
 use crate::error::Fault;
 use crate::options::whole_millis;
 
@@ -38,6 +38,7 @@ impl Server {
                     Argument::Text(connection.channel()),
                 ],
                 until,
+                Listen::Yes,
             )
             .await
             .map_err(|failure| self.fault(failure))?;

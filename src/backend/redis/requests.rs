@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -57,6 +57,13 @@ pub(crate) struct Requests {
     /// Held by whoever hands over, so that what was staged first is sent first (R4).
     order: Mutex<()>,
     stage: Notify,
+}
+
+/// What is sent as one.
+pub(super) enum Message {
+    One(Cmd),
+    /// A command, and one before it that counts for the next; the reply is that to the second.
+    Pair(Pipeline),
 }
 
 /// Sends requests over one connection. Not part of [`Requests`], which the end of the connection
@@ -150,22 +157,22 @@ impl Sender {
 
     /// Sends a command and awaits the reply, at most until `until`.
     ///
-    /// The task of R2 and R4 runs on `runtime`, the connection's; `is_lent` says whether requests
-    /// come from elsewhere, too, which must not depend on it.
+    /// The task of R2 and R4 runs on `runtime`, the connection's; `is_borrowed` says whether the
+    /// request comes from elsewhere, and so must not depend on it.
     pub(super) async fn send(
         &self,
         requests: &Arc<Requests>,
         runtime: &Handle,
-        is_lent: bool,
-        cmd: Cmd,
+        is_borrowed: bool,
+        message: Message,
         until: Instant,
     ) -> Option<RedisResult<Value>> {
         let under_way = UnderWay::begin(requests, runtime);
-        let mut call = self.begin(cmd);
-        let needs_timer = is_lent || requests.is_short(until);
+        let mut call = self.begin(message);
+        let needs_timer = is_borrowed || requests.is_short(until);
         let mut timer: Option<Pin<Box<Sleep>>> = needs_timer.then(|| Box::pin(sleep_until(until)));
         let mut tick = pin!(requests.tick.notified());
-        let mut is_to_stage = !is_lent && under_way.others >= BUSY;
+        let mut is_to_stage = !is_borrowed && under_way.others >= BUSY;
         let (stream, reply) = poll_fn(|context| {
             if is_to_stage {
                 is_to_stage = false;
@@ -190,10 +197,16 @@ impl Sender {
         Some(reply)
     }
 
-    fn begin(&self, cmd: Cmd) -> Call {
+    fn begin(&self, message: Message) -> Call {
         let spare = self.spares.lock().pop();
         let send = |mut stream: MultiplexedConnection| async move {
-            let reply = stream.send_packed_command(&cmd).await;
+            let reply = match message {
+                Message::One(cmd) => stream.send_packed_command(&cmd).await,
+                Message::Pair(pair) => {
+                    let replies = stream.send_packed_commands(&pair, 1, 1).await;
+                    replies.map(|mut replies| replies.pop().unwrap_or(Value::Nil))
+                }
+            };
             (stream, reply)
         };
         let slot = match spare {
