@@ -44,7 +44,7 @@ impl Keys {
 
     /// Notes until when the driver sleeps now.
     pub(crate) fn fall_asleep(&self) -> Option<Moment> {
-        self.schedule.fall_asleep()
+        self.schedule.fall_asleep(self.clock.now())
     }
 
     /// Waits for what is to be done before the moment until which the driver sleeps.

@@ -53,10 +53,11 @@ impl Schedule {
         if let Some(from) = from {
             wakes.entries.remove(&wake(from));
         }
-        let is_early = to.is_some_and(|to| to < wakes.asleep_until);
+        let early = to.filter(|to| *to < wakes.asleep_until);
         wakes.entries.extend(to.map(wake));
-        drop(wakes);
-        if is_early {
+        if let Some(early) = early {
+            wakes.asleep_until = early;
+            drop(wakes);
             self.early.notify_one();
         }
     }
@@ -68,10 +69,13 @@ impl Schedule {
         due.map(|wake| Arc::clone(&wake.key)).collect()
     }
 
-    /// Notes until when the driver sleeps now.
-    pub(super) fn fall_asleep(&self) -> Option<Moment> {
+    /// Notes until when the driver sleeps now. It does not sleep past a moment that it was woken for:
+    /// the lease may be gone, but most are followed by others, and none of them needs to wake it.
+    pub(super) fn fall_asleep(&self, now: Moment) -> Option<Moment> {
         let mut wakes = self.wakes.lock();
-        let next = wakes.entries.first().map(|wake| wake.at);
+        let first = wakes.entries.first().map(|wake| wake.at);
+        let woken_for = Some(wakes.asleep_until).filter(|at| now < *at && *at < Moment::NEVER);
+        let next = first.into_iter().chain(woken_for).min();
         wakes.asleep_until = next.unwrap_or(Moment::NEVER);
         next
     }

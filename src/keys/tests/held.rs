@@ -87,7 +87,7 @@ fn a_renewal_never_waits_longer_than_a_third_of_what_is_left() {
 fn without_renewal_the_last_wake_is_the_deadline() {
     let f = fixture(false);
     let holder = f.hold();
-    f.clock.advance(TTL / 2);
+    f.clock.advance(Duration::from_millis(50));
     assert_eq!(extends(&f.due()), [false], "the first look");
     holder.looked(Some(holder.lease.deadline()));
     assert_eq!(f.keys.fall_asleep(), Some(holder.lease.deadline()));

@@ -33,6 +33,27 @@ fn an_early_moment_wakes_the_driver() {
     assert_eq!(f.keys.fall_asleep(), Some(f.clock.now() + EVERY / 2));
 }
 
+/// The driver wakes up for the first of them, and for none of the others until then.
+#[test]
+fn short_cycles_do_not_wake_the_driver_each_time() {
+    let f = Fixture::new();
+    let (mut woken, mut sleep) = (0, None);
+    for _ in 0..1000 {
+        drop(f.hold());
+        f.clock.advance(Duration::from_millis(1));
+        let was_woken = f.keys.schedule.was_woken();
+        woken += u32::from(was_woken);
+        if was_woken || sleep.is_some_and(|until| until <= f.clock.now()) {
+            assert!(f.due().is_empty());
+            sleep = f.keys.fall_asleep();
+        }
+    }
+    assert!((1..=20).contains(&woken), "{woken}");
+    f.assert_nothing_left();
+    f.clock.advance(SECOND);
+    assert_eq!(f.keys.fall_asleep(), None, "it sleeps when nobody comes");
+}
+
 #[test]
 fn a_contender_and_its_waiters_do_not_wake_the_driver() {
     let f = Fixture::new();
