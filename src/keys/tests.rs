@@ -138,6 +138,22 @@ impl Fixture {
         self.first().win()
     }
 
+    /// A lease that is not young any more, and was asked about.
+    pub(super) fn grown_up(&self) -> Holder {
+        let holder = self.hold();
+        self.clock.advance(super::held::YOUTH);
+        for due in self.due() {
+            match due {
+                Due::Ask(question) if question.extend => {
+                    holder.renewed(holder.claim.deadline(self.clock.now()), true);
+                }
+                Due::Ask(_) => holder.looked(Some(holder.lease.deadline())),
+                lost @ Due::Expire(_) => panic!("{lost:?}"),
+            }
+        }
+        holder
+    }
+
     /// Takes back what one does not poll that has the turn, as after a second (K6).
     pub(super) fn reclaim(&self, state: &Arc<KeyState>) {
         if let Some(waiter) = self.keys.to_be_polled(state) {

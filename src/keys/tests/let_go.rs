@@ -192,6 +192,7 @@ fn p4_an_heir_hears_what_was_told_while_redis_was_asked() {
     let kept = f.keys.kept(&state, &lease, Fences::floor(2), deadline);
     assert!(matches!(kept, LetGo::HandedOver(_)));
     let _heir = heir.taken();
+    f.clock.advance(super::super::held::YOUTH);
     assert!(matches!(f.due()[..], [Due::Ask(_)]));
 }
 
