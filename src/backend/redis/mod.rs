@@ -166,7 +166,7 @@ impl Server {
             None if more.is_empty() => 2,
             _ => 4,
         };
-        let mut arguments = [value, channel, used, reserved, value, value];
+        let mut arguments = [value, channel, used, reserved, value, value, value];
         let count = needed + more.len();
         arguments[needed..count].copy_from_slice(more);
         let keys = claim.key.with_queue();
