@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
-use tokio::runtime::Runtime;
 
 use crate::backend::memory::Memory;
 use crate::backend::quorum::{Member, Quorum};
 use crate::backend::redis::{Role, Server};
 use crate::backend::{Backend, Signals};
 use crate::clock::Clock;
-use crate::driver::{self, Driver, Settings, Share};
+use crate::driver::{Driver, Settings, Share, ThreadRuntime};
 use crate::error::{Cause, Error};
 use crate::events::emit;
 use crate::holder::Owner;
@@ -210,7 +209,7 @@ impl Builder {
 
 fn memory(settings: Settings) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
-    let runtime = driver::runtime().map_err(no_thread)?;
+    let runtime = ThreadRuntime::new().map_err(no_thread)?;
     let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
     let backend = Memory::new(clock.clone(), Arc::clone(&keys) as _);
     start(Arc::new(backend), runtime, keys, clock, settings)
@@ -218,7 +217,7 @@ fn memory(settings: Settings) -> Result<Arc<Share>, Error> {
 
 fn one_server(settings: Settings, client: &Client) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
-    let runtime = driver::runtime().map_err(no_thread)?;
+    let runtime = ThreadRuntime::new().map_err(no_thread)?;
     let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
     let signals = Arc::clone(&keys) as _;
     let node = node(client, &clock, signals, Role::Alone, &settings)?;
@@ -230,7 +229,7 @@ fn quorum(
     urls: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
-    let runtime = driver::runtime().map_err(no_thread)?;
+    let runtime = ThreadRuntime::new().map_err(no_thread)?;
     let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
     let mut members: Vec<Arc<dyn Member>> = Vec::new();
     for url in urls {
@@ -324,7 +323,7 @@ fn asks_for_resp2(url: &str) -> bool {
 
 fn start(
     backend: Arc<dyn Backend>,
-    runtime: Runtime,
+    runtime: ThreadRuntime,
     keys: Arc<Keys>,
     clock: Clock,
     settings: Settings,

@@ -10,7 +10,7 @@ use super::*;
 use crate::backend::Backend;
 use crate::backend::faulty::{Faulty, Nobody, Trouble};
 use crate::clock::Clock;
-use crate::driver::{Settings, Share, runtime};
+use crate::driver::{Settings, Share, ThreadRuntime};
 use crate::holder::Owner;
 use crate::keys::Keys;
 use crate::options::Options;
@@ -28,7 +28,7 @@ fn process(store: &Arc<Faulty>, clock: Clock) -> Share {
         flush_timeout: TIMEOUT,
         options: Options::default(),
     };
-    let runtime = runtime().unwrap();
+    let runtime = ThreadRuntime::new().unwrap();
     let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
     let backend: Arc<dyn Backend> = store.clone();
     Share::new(Driver::start(runtime, backend, keys, clock, settings).unwrap())

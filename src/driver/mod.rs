@@ -79,15 +79,36 @@ pub(crate) struct Driver {
     stop: Notify,
 }
 
-/// The runtime of a driver's thread.
-pub(crate) fn runtime() -> io::Result<Runtime> {
-    runtime::Builder::new_current_thread().enable_all().build()
+/// The runtime of a driver's thread. It may be dropped anywhere, which a runtime of tokio may not.
+pub(crate) struct ThreadRuntime(Option<Runtime>);
+
+impl ThreadRuntime {
+    pub(crate) fn new() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map(|runtime| Self(Some(runtime)))
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.0.as_ref().expect("it is taken by the drop only")
+    }
+
+    pub(crate) fn handle(&self) -> &Handle {
+        self.runtime().handle()
+    }
+}
+
+impl Drop for ThreadRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Driver {
     /// Starts the thread of a locker. `keys` are told by `backend` what changes.
     pub(crate) fn start(
-        runtime: Runtime,
+        runtime: ThreadRuntime,
         backend: Arc<dyn Backend>,
         keys: Arc<Keys>,
         clock: Clock,
@@ -101,6 +122,7 @@ impl Driver {
                 IS_BACKGROUND.set(true);
                 tell_elsewhere();
                 let last_will = last_will;
+                let runtime = runtime.runtime();
                 runtime.spawn(unpolled::watch(Arc::clone(&last_will.0)));
                 runtime.block_on(last_will.0.run());
             })?;
