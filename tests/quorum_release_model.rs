@@ -4,7 +4,8 @@
 //! Somebody else may have the key at first, and gives it up at any moment; until then an acquire and
 //! a repair are refused. A lease vanishes at any moment. A request is carried out at any moment
 //! after it was sent, or never; a release that was sent behind a request that was cut short goes the same
-//! way, so it is carried out after it or not at all. Renewals answer what they found when they were
+//! way, so it is carried out after it or not at all. The release that is sent at once may go that
+//! way, too; then there is no other behind that request. Renewals answer what they found when they were
 //! carried out, at any later moment. An answer "no such key" starts a repair, and so does the
 //! refusal of the acquire, if the claim has not ended. A server that refused all it was sent is not
 //! released.
@@ -17,8 +18,10 @@ const RELEASED: &str = "once all releases are carried out, nothing sets the key 
 struct Rules {
     /// S1: no repair begins when the claim has ended.
     no_repair_after_the_end: bool,
-    /// S2: a release is sent again behind the requests that were under way.
+    /// S2: a release is sent again behind the requests that were under way on other connections.
     release_again: bool,
+    /// S2: the release that is sent at once stands for one behind a request only on its connection.
+    connections_are_told_apart: bool,
     /// S3: a refusal speaks for its own request alone.
     refusals_are_counted: bool,
 }
@@ -28,6 +31,8 @@ struct State {
     ours: bool,
     foreign: bool,
     ended: bool,
+    /// The release that is sent at once goes the way of the acquire, or of the repair.
+    behind: Way,
     /// Requests that may have set the key, or may yet, as the client knows.
     chances: u8,
     acquire: Request,
@@ -48,6 +53,15 @@ enum Request {
     /// Carried out in vain, which is not known yet.
     Refused,
     Done,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+enum Way {
+    #[default]
+    Other,
+    Acquire,
+    Repair,
+    Both,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -80,13 +94,17 @@ impl Model for Rules {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let init = |foreign| State {
-            acquire: Request::Sent,
-            chances: 1,
-            foreign,
-            ..State::default()
-        };
-        vec![init(false), init(true)]
+        let mut states = Vec::new();
+        for behind in [Way::Other, Way::Acquire, Way::Repair, Way::Both] {
+            states.extend([false, true].map(|foreign| State {
+                acquire: Request::Sent,
+                chances: 1,
+                foreign,
+                behind,
+                ..State::default()
+            }));
+        }
+        states
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
@@ -117,7 +135,12 @@ impl Model for Rules {
         );
         can(state.foreign, Action::ForeignLeaves);
         can(!state.ended, Action::End);
-        can(state.release == Request::Sent, Action::Release);
+        can(
+            state.release == Request::Sent
+                && !(state.behind.is_acquires() && state.acquire == Request::Sent)
+                && !(state.behind.is_repairs() && state.repair == Request::Sent),
+            Action::Release,
+        );
         let behind = |first: Request, second: Request| {
             matches!(first, Request::Done | Request::Refused) && second == Request::Sent
         };
@@ -165,10 +188,14 @@ impl Model for Rules {
                 if state.chances > 0 {
                     state.release = Request::Sent;
                 }
-                if self.release_again && state.acquire == Request::Sent {
+                let alike = !self.connections_are_told_apart;
+                let again = |request, is_behind: bool| {
+                    self.release_again && request == Request::Sent && !is_behind && !alike
+                };
+                if again(state.acquire, state.behind.is_acquires()) {
                     state.behind_acquire = Request::Sent;
                 }
-                if self.release_again && state.repair == Request::Sent {
+                if again(state.repair, state.behind.is_repairs()) {
                     state.behind_repair = Request::Sent;
                 }
             }
@@ -195,6 +222,16 @@ impl Model for Rules {
             let releases = [state.release, state.behind_acquire, state.behind_repair];
             !(state.ended && state.ours && !releases.into_iter().any(waits))
         })]
+    }
+}
+
+impl Way {
+    fn is_acquires(self) -> bool {
+        matches!(self, Self::Acquire | Self::Both)
+    }
+
+    fn is_repairs(self) -> bool {
+        matches!(self, Self::Repair | Self::Both)
     }
 }
 
@@ -233,6 +270,7 @@ impl Rules {
 const ALL: Rules = Rules {
     no_repair_after_the_end: true,
     release_again: true,
+    connections_are_told_apart: true,
     refusals_are_counted: true,
 };
 
@@ -258,6 +296,14 @@ fn p10_a_repair_that_begins_after_the_end_is_found() {
 fn p10_a_release_that_is_sent_only_once_is_found() {
     assert!(is_broken(Rules {
         release_again: false,
+        ..ALL
+    }));
+}
+
+#[test]
+fn p10_a_release_on_another_connection_that_is_taken_for_one_behind_a_request_is_found() {
+    assert!(is_broken(Rules {
+        connections_are_told_apart: false,
         ..ALL
     }));
 }

@@ -128,9 +128,12 @@ impl Quorum {
         let mut round = Round::new();
         for (member, seat) in self.seats.iter().enumerate() {
             let (seat, claim, stake) = (Arc::clone(seat), Arc::clone(claim), Arc::clone(stake));
-            round.ask(member, async move {
+            let created = stake.create(member, async move {
                 let request = seat.member.acquire(&claim, fences, within);
-                let answer = stake.create(member, seat.timed(request)).await;
+                seat.timed(request).await
+            });
+            round.ask(member, async move {
+                let answer = created.await;
                 if let Some(Ok(Attempt::Held { .. })) = answer {
                     stake.note_gone(member);
                 }

@@ -65,13 +65,14 @@ impl Quorum {
         }
     }
 
-    /// Ends the claim, and sends a release behind each request that was cut short before. What is
-    /// cut short by this end has ended only in a moment: see S2.
+    /// Ends the claim, and sends a release behind each request that is cut short (S2).
     pub(super) fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
         let stake = claim.stake.get()?;
         stake.end();
-        let sent = self.seats.iter().map(|seat| seat.member.disown(claim));
-        let sent: Vec<_> = sent.flatten().flatten().collect();
+        let others = self.seats.iter().enumerate();
+        let others = others.filter(|(member, _)| !stake.is_releasing(*member));
+        let sent = others.filter_map(|(_, seat)| seat.member.disown(claim));
+        let sent: Vec<_> = sent.flatten().collect();
         (stake.is_left() || !sent.is_empty()).then_some(sent)
     }
 

@@ -107,7 +107,8 @@ async fn repair(
     let until = Instant::now() + LONGEST_REPAIR.min(claim.ttl / SHARE_OF_TTL);
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     while Instant::now() < until {
-        let request = seat.member.restore(&claim, fences, within);
+        let (asked, claimed) = (Arc::clone(&seat), Arc::clone(&claim));
+        let request = async move { asked.member.restore(&claimed, fences, within).await };
         match stake.create(member, request).await {
             Some(Ok(true)) => {
                 let server = seat.member.server();

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::backend::quorum::member::Member;
 use crate::backend::quorum::stake::Stake;
-use crate::backend::{Claim, Freed};
+use crate::backend::{Claim, Freed, SentBehind};
 use crate::backoff::Backoff;
 use crate::error::Fault;
 use crate::events::emit;
@@ -88,14 +88,13 @@ impl Seat {
         within: Duration,
     ) -> impl Future<Output = Result<Freed, Fault>> + Send + use<> {
         let (seat, claim) = (Arc::clone(self), Arc::clone(claim));
-        let releasing = stake.releasing();
+        let releasing = stake.releasing(member);
         async move {
             let _releasing = releasing;
-            let overtakes = !stake.is_quiet(member);
             let answer = seat.timed(seat.member.release(&claim, within)).await;
             let answer = answer.map(|freed| stake.note_release(member, freed));
-            if overtakes {
-                tokio::spawn(seat.free_behind(claim, stake, member, within));
+            if let Some(sent) = seat.member.disown(&claim) {
+                tokio::spawn(seat.see_through(claim, sent, within));
             } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
                 seat.insist(claim, within);
             }
@@ -103,21 +102,18 @@ impl Seat {
         }
     }
 
-    /// S2: frees the key behind requests that may have set it after the first release.
-    async fn free_behind(
+    /// S2: waits for the releases behind requests in doubt.
+    async fn see_through(
         self: Arc<Self>,
         claim: Arc<Claim>,
-        stake: Arc<Stake>,
-        member: usize,
+        sent: Vec<SentBehind>,
         within: Duration,
     ) {
-        stake.quiet(member).await;
-        let sent = self.member.disown(&claim);
-        let mut is_free = sent.is_some();
-        for sent in sent.unwrap_or_default() {
+        let mut is_free = true;
+        for sent in sent {
             is_free &= sent.await.is_ok_and(|answer| answer.is_ok());
         }
-        // The requests were answered after all, or it is not known what ran last.
+        // It is not known what ran last.
         if !is_free {
             let answer = self.member.release(&claim, within).await;
             if answer.is_err_and(|fault| !fault.permanent) {

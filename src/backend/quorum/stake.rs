@@ -3,49 +3,53 @@
 //! # Invariants
 //!
 //! * **S1** A request that can set the claim's key (an acquire, a repair) is begun only while the
-//!   claim has not ended. When it ends, those under way are cut short.
-//! * **S2** A server is told to release the claim at once, and if such a request was under way to
-//!   it then, a second time when that has ended. If it was cut short, it is among the doubts of
-//!   its node by then, which sends that release down the same connection, behind it.
+//!   claim has not ended. When it has ended, none is under way any more: each was answered, or is
+//!   cut short by then, and is a doubt of its server.
+//! * **S2** A server is told to release the claim at once. Down the connection of a request that
+//!   was cut short, that release runs behind it, and settles the doubt. If a doubt is left, because
+//!   that was another connection or the release was not answered, another release is sent behind
+//!   each request in doubt.
 //! * **S3** A server that refused every such request does not have the key, and is not told.
 //!
 //! So no repair outlives a release: not one that was about to start when the release came (S1),
 //! and not one that was on its way (S2). A release that is tried again keeps what the
 //! earlier tries heard.
 
+use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::backend::answer::{Fences, Freed};
 
 #[derive(Debug)]
 pub(crate) struct Stake {
-    ended: CancellationToken,
     state: Mutex<State>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    has_ended: bool,
+    /// Requests under way that can set the key.
+    creations: Vec<Arc<dyn CutShort>>,
     fences: Option<Fences>,
     /// A release was begun.
     is_released: bool,
-    /// Releases under way.
-    releases: usize,
     members: Vec<At>,
 }
 
 /// The claim at one server.
 #[derive(Clone, Debug, Default)]
 struct At {
-    /// Requests under way that can set the key.
-    creations: usize,
     /// Requests that set the key, or may have, or may yet.
     chances: usize,
+    /// Releases under way.
+    releases: usize,
     /// The key was there, and was freed.
     freed: bool,
 }
@@ -53,8 +57,8 @@ struct At {
 impl Stake {
     pub(super) fn new(members: usize) -> Self {
         Self {
-            ended: CancellationToken::new(),
             state: Mutex::new(State {
+                creations: Vec::with_capacity(members),
                 members: vec![At::default(); members],
                 ..State::default()
             }),
@@ -62,30 +66,26 @@ impl Stake {
         }
     }
 
-    /// Runs a request that can set the key at `member`; `None` if the claim ended first (S1).
-    pub(super) async fn create<T>(
+    /// Begins a request that can set the key at `member`, unless the claim has ended (S1).
+    pub(super) fn create<T: Send + 'static>(
         self: &Arc<Self>,
         member: usize,
-        request: impl Future<Output = T>,
-    ) -> Option<T> {
-        // S2: dropped last, when a request that was cut short has left its doubt behind.
-        let _creation = self.begin(member);
-        tokio::select! {
-            // S1: asked first, so that a request is not even begun after the end.
-            biased;
-            () = self.ended.cancelled() => None,
-            answer = request => Some(answer),
-        }
-    }
-
-    fn begin(self: &Arc<Self>, member: usize) -> Creation {
+        request: impl Future<Output = T> + Send + 'static,
+    ) -> Creation<T> {
         let mut state = self.state.lock();
-        let at = &mut state.members[member];
-        at.creations += 1;
-        at.chances += 1;
+        let request: Option<Request<T>> = match state.has_ended {
+            true => None,
+            false => Some(Box::pin(request)),
+        };
+        let is_begun = request.is_some();
+        let request = Arc::new(Mutex::new((request, None)));
+        if is_begun {
+            state.members[member].chances += 1;
+            state.creations.push(Arc::clone(&request) as _);
+        }
         Creation {
             stake: Arc::clone(self),
-            member,
+            request,
         }
     }
 
@@ -111,9 +111,14 @@ impl Stake {
 
     /// Ends the claim (S1); says whether nobody had before.
     pub(super) fn end(&self) -> bool {
-        let _one_at_a_time = self.state.lock();
-        let is_first = !self.ended.is_cancelled();
-        self.ended.cancel();
+        let mut state = self.state.lock();
+        let is_first = !std::mem::replace(&mut state.has_ended, true);
+        // They leave the list for themselves, so that whoever ends the claim next waits for them.
+        let creations = state.creations.clone();
+        drop(state);
+        for creation in creations {
+            creation.cut_short();
+        }
         is_first
     }
 
@@ -129,25 +134,30 @@ impl Stake {
         !state.is_released && state.members.iter().any(|at| at.chances > 0)
     }
 
-    pub(super) fn is_quiet(&self, member: usize) -> bool {
-        self.state.lock().members[member].creations == 0
-    }
-
-    /// Waits until no request that can set the key at `member` is under way (S2).
-    pub(super) async fn quiet(&self, member: usize) {
-        self.wait_for(|state| state.members[member].creations == 0)
-            .await;
-    }
-
     /// Enters a server's release, which is under way until the value is dropped.
-    pub(super) fn releasing(self: &Arc<Self>) -> Releasing {
-        self.state.lock().releases += 1;
-        Releasing(Arc::clone(self))
+    pub(super) fn releasing(self: &Arc<Self>, member: usize) -> Releasing {
+        self.state.lock().members[member].releases += 1;
+        Releasing {
+            stake: Arc::clone(self),
+            member,
+        }
+    }
+
+    /// Whether a release to the server is under way, which sees to its doubts (S2).
+    pub(super) fn is_releasing(&self, member: usize) -> bool {
+        self.state.lock().members[member].releases > 0
     }
 
     /// Waits until no release is under way.
     pub(super) async fn released(&self) {
-        self.wait_for(|state| state.releases == 0).await;
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.state.lock().members.iter().all(|at| at.releases == 0) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Enters the answer to a release, and returns what all answers of this server together say:
@@ -162,36 +172,79 @@ impl Stake {
             Freed::NotOurs
         }
     }
+}
 
-    async fn wait_for(&self, mut done: impl FnMut(&State) -> bool) {
-        loop {
-            let mut changed = std::pin::pin!(self.changed.notified());
-            changed.as_mut().enable();
-            if done(&self.state.lock()) {
-                return;
-            }
-            changed.await;
+type Request<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// A request under way that can set the key; `None` if the claim ended before its answer. It does
+/// not outlive this value.
+pub(super) struct Creation<T: Send + 'static> {
+    stake: Arc<Stake>,
+    request: Arc<Mutex<(Option<Request<T>>, Option<Waker>)>>,
+}
+
+impl<T: Send + 'static> Future for Creation<T> {
+    type Output = Option<T>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        // S1: under the lock, so that a request that is cut short sends nothing afterwards.
+        let mut state = self.request.lock();
+        let (request, waker) = &mut *state;
+        let Some(pending) = request else {
+            return Poll::Ready(None);
+        };
+        let answer = pending.as_mut().poll(context);
+        if answer.is_ready() {
+            *request = None;
+        } else if !waker.as_ref().is_some_and(|w| w.will_wake(context.waker())) {
+            *waker = Some(context.waker().clone());
+        }
+        answer.map(Some)
+    }
+}
+
+impl<T: Send + 'static> Drop for Creation<T> {
+    fn drop(&mut self) {
+        self.request.lock().0 = None;
+        let own = Arc::as_ptr(&self.request).cast::<()>();
+        let mut state = self.stake.state.lock();
+        state
+            .creations
+            .retain(|other| Arc::as_ptr(other).cast::<()>() != own);
+    }
+}
+
+trait CutShort: Send + Sync {
+    /// Drops the request, which is in doubt by then if it was sent, and tells who waits for it.
+    fn cut_short(&self);
+}
+
+impl<T> CutShort for Mutex<(Option<Request<T>>, Option<Waker>)> {
+    fn cut_short(&self) {
+        let mut state = self.lock();
+        state.0 = None;
+        let waker = state.1.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 }
 
-struct Creation {
+impl fmt::Debug for dyn CutShort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CutShort").finish_non_exhaustive()
+    }
+}
+
+pub(super) struct Releasing {
     stake: Arc<Stake>,
     member: usize,
 }
 
-impl Drop for Creation {
-    fn drop(&mut self) {
-        self.stake.state.lock().members[self.member].creations -= 1;
-        self.stake.changed.notify_waiters();
-    }
-}
-
-pub(super) struct Releasing(Arc<Stake>);
-
 impl Drop for Releasing {
     fn drop(&mut self) {
-        self.0.state.lock().releases -= 1;
-        self.0.changed.notify_waiters();
+        self.stake.state.lock().members[self.member].releases -= 1;
+        self.stake.changed.notify_waiters();
     }
 }

@@ -118,7 +118,7 @@ async fn a_question_without_an_answer_is_followed_by_a_release() {
 fn p12_a_guard_that_is_dropped_when_the_runtime_has_ended_ends_its_turn() {
     for after_stretch in [false, true] {
         let runtime = ThreadRuntime::new().unwrap();
-        let (f, lock, waiter) = runtime.block_on(async {
+        let (f, lock, waiter) = runtime.runtime().block_on(async {
             let f = Fixture::with(|driver| {
                 // A thread that has no last will.
                 std::mem::forget(driver);
