@@ -15,6 +15,8 @@
 //! * An attempt that gives up is one that gets no more replies; what it sent is still carried out.
 //! * What a renewal leads to, a repair, is carried out at any server at any moment from the grant
 //!   on, also long after the release: more than the implementation allows.
+//! * A server's queue gives the lock to an attempt at any moment at which it is free, once a server:
+//!   the counter grows, and nobody hears of the number or is its owner.
 //! * Counters start anywhere, and floors are any numbers: no clock is trusted.
 //! * Servers are alike, so a state is kept with its servers sorted.
 //!
@@ -37,6 +39,8 @@ struct Protocol<const N: usize, const A: usize> {
     floors: u8,
     /// Whether an acquire can be carried out twice.
     duplicates: bool,
+    /// Whether queues give the lock to attempts.
+    queues: bool,
     rules: Rules,
 }
 
@@ -64,6 +68,8 @@ struct Server<const A: usize> {
     holder: Option<u8>,
     counter: u8,
     owner: Option<u8>,
+    /// Its queue has given the lock to somebody.
+    gave: bool,
     with: [With; A],
 }
 
@@ -123,6 +129,10 @@ enum Action {
         attempt: u8,
         server: u8,
     },
+    Give {
+        attempt: u8,
+        server: u8,
+    },
     Vanish {
         server: u8,
     },
@@ -151,6 +161,7 @@ impl<const N: usize, const A: usize> Model for Protocol<N, A> {
                 holder: None,
                 counter,
                 owner: None,
+                gave: !self.queues,
                 with: [With::default(); A],
             }),
             attempts: [Attempt {
@@ -208,6 +219,9 @@ impl<const N: usize, const A: usize> Model for Protocol<N, A> {
                 if with.raises {
                     actions.push(Action::Raise { attempt, server });
                 }
+                if !at.gave && at.holder.is_none() {
+                    actions.push(Action::Give { attempt, server });
+                }
                 if *phase == Phase::Granted && at.holder.is_none() {
                     actions.push(Action::Repair { attempt, server });
                 }
@@ -252,6 +266,11 @@ impl<const N: usize, const A: usize> Model for Protocol<N, A> {
             Action::Repair { attempt, server } => {
                 let token = state.attempts[attempt as usize].token;
                 state.servers[server as usize].repair(attempt, token);
+            }
+            Action::Give { attempt, server } => {
+                let at = &mut state.servers[server as usize];
+                (at.gave, at.holder) = (true, Some(attempt));
+                at.counter += 1;
             }
             Action::Vanish { server } => state.servers[server as usize].holder = None,
         }
@@ -425,6 +444,7 @@ fn whole<const N: usize, const A: usize>() -> Protocol<N, A> {
         counters: 2,
         floors: 2,
         duplicates: false,
+        queues: false,
         rules: ALL,
     }
 }
@@ -455,7 +475,19 @@ fn is_deep() -> bool {
 #[test]
 fn p8_tokens_are_unique_and_grow_whatever_is_late_lost_or_expired() {
     holds::<3, 2>(whole());
+    holds::<3, 2>(Protocol {
+        counters: 0,
+        floors: 0,
+        queues: true,
+        ..whole()
+    });
     if is_deep() {
+        holds::<3, 2>(Protocol {
+            counters: 1,
+            floors: 1,
+            queues: true,
+            ..whole()
+        });
         holds::<3, 2>(Protocol {
             counters: 3,
             floors: 4,

@@ -3,7 +3,7 @@ if type(holder) == 'table' then
   ensure_writable(value)
   return holder
 end
-local fence = next_fence(ARGV[3])
+local fence = ARGV[4] == '0' and 0 or next_fence(ARGV[3])
 if not fence then
   ensure_writable(value)
   return {3, 0}
@@ -12,7 +12,9 @@ local granted = 2
 if holder == value then
   redis.call('ZREM', KEYS[3], value)
   redis.call('HDEL', KEYS[4], value)
-  reserve(fence, ARGV[4])
+  if fence > 0 then
+    reserve(fence, ARGV[4])
+  end
 else
   take_place()
   -- Nobody released to the queue: a holder's key expired, or was deleted by others.

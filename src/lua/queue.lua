@@ -5,7 +5,7 @@
 -- number, or nil if nobody waits, or only behind more dead ones than one call drops. The lock key
 -- must be free or the caller's. What others put into the place of the queue or of the counter
 -- keeps no holder from letting go.
--- The floor of its number is the server's clock: who lets go need not send its own for nothing.
+-- A waiter that wants no number gets 0. The floor of a number is the server's clock: who lets go need not send its own for nothing.
 --   caller   a waiter, who hears of trouble, and is not to be told of its grant, because the
 --            answer tells it; nil: who lets go
 --   used, reserved   see next_fence
@@ -24,13 +24,18 @@ local function pass_on(caller, used, reserved, own)
     local waiter = living(ask('HGET', KEYS[4], value), now)
     ask('HDEL', KEYS[4], value)
     if waiter then
-      local fence = next_fence(floor, used, reserved)
+      local fence = 0
+      if waiter.fences > 0 then
+        fence = next_fence(floor, used, reserved)
+      end
       local lease = math.min(waiter.rest, waiter.ttl)
       -- Out of memory: let the lock go free; a heartbeat takes it when there is room.
       if not fence or ask('SET', KEYS[1], value, 'PX', lease).err then
         return nil
       end
-      reserve(fence, waiter.fences)
+      if waiter.fences > 0 then
+        reserve(fence, waiter.fences)
+      end
       if value ~= caller then
         if own and own ~= '' and own ~= waiter.channel then
           -- The server writes first to the client that had something to be written last. An empty

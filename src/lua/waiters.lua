@@ -5,7 +5,7 @@
 --   beat     when its last heartbeat ran, ms of the server's clock
 --   life     how long it counts as alive after that, ms
 --   ttl      the TTL of the lock that it wants, ms
---   fences   how many fencing numbers to reserve for it
+--   fences   how many fencing numbers to reserve for it; 0 in a quorum, which takes its own
 --   stamp    the waiter's own clock when it sent that heartbeat; only ever handed back
 --   channel  where it hears of a grant
 -- Others can write here, too: what no waiter of ours would write is nobody's record.
@@ -31,7 +31,7 @@ local function living(record, now)
   end
   beat, life, ttl, fences = tonumber(beat), tonumber(life), tonumber(ttl), tonumber(fences)
   local rest = math.min(life, beat + life - now)
-  if rest <= 0 or life > LONGEST_LIFE or ttl < 1 or fences < 1 or fences > LARGEST_BLOCK then
+  if rest <= 0 or life > LONGEST_LIFE or ttl < 1 or fences > LARGEST_BLOCK then
     return nil
   end
   return {beat = beat, rest = rest, ttl = ttl, fences = fences, stamp = stamp, channel = channel}

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
-use crate::backend::redis::{Server, leaving};
+use crate::backend::redis::{Role, Server, leaving};
 use crate::backend::{Answer, Beat, Claim, Fences, Freed, Listen, Queue, Standing};
 use crate::error::Fault;
 use crate::options::whole_millis;
@@ -22,6 +22,11 @@ impl Server {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
         let doubt = self.doubts.raise(claim, &connection);
+        let count = match self.role {
+            Role::Alone => fences.count,
+            // The quorum takes numbers when it has a majority.
+            Role::Member => 0,
+        };
         let reply = self
             .call_over(
                 Arc::clone(&connection),
@@ -31,7 +36,7 @@ impl Server {
                     Argument::Text(&claim.value),
                     Argument::Number(claim.ttl_millis()),
                     Argument::Number(fences.first),
-                    Argument::Number(fences.count),
+                    Argument::Number(count),
                     Argument::Number(whole_millis(claim.waiter_ttl())),
                     // Read before the request is sent, so no later than the server's beat.
                     Argument::Number(self.clock.now().nanos()),
@@ -81,8 +86,11 @@ impl Queue for Server {
     fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
         Box::pin(async move {
             let (keys, arguments) = (claim.key.with_queue(), leaving(claim));
-            let reply = self.call(&script::LEAVE, &keys, &arguments, within);
-            self.freed(reply.await)
+            let reply = self.call(&script::LEAVE, &keys, &arguments, within).await;
+            if let Ok(reply) = &reply {
+                self.doubts.settle(claim, &reply.connection);
+            }
+            self.freed(reply)
         })
     }
 
