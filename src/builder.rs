@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
 
 use crate::backend::memory::Memory;
-use crate::backend::quorum::{Member, Quorum};
+use crate::backend::quorum::{Hints, Member, Quorum};
 use crate::backend::redis::{Role, Server};
 use crate::backend::{Backend, Signals};
 use crate::clock::Clock;
@@ -231,10 +231,11 @@ fn quorum(
     let clock = Clock::system();
     let runtime = ThreadRuntime::new().map_err(no_thread)?;
     let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let hints = Hints::new(Arc::clone(&keys) as _);
     let mut members: Vec<Arc<dyn Member>> = Vec::new();
     for url in urls {
         let client = client(url.as_ref())?;
-        let signals = Arc::clone(&keys) as _;
+        let signals = Arc::clone(&hints) as _;
         let node = node(&client, &clock, signals, Role::Member, &settings)?;
         let server = node.server();
         if members.iter().any(|member| member.server() == server) {
@@ -261,7 +262,7 @@ fn quorum(
         });
     }
     start(
-        Arc::new(Quorum::new(members)),
+        Arc::new(Quorum::new(members, &hints)),
         runtime,
         keys,
         clock,

@@ -75,7 +75,8 @@
 //! * **P10 no leak** An acquire that was cancelled, timed out or failed leaves no key behind: it is
 //!   gone a moment later, at worst after one TTL.
 //! * **P11 no lost wake-up** A waiter tries again within a bounded time, even if every
-//!   notification is lost: a third of its TTL, but no more than 1 s and no less than 170 ms. Of the
+//!   notification is lost: a third of its TTL, but no more than 1 s and no less than 170 ms. (In a
+//!   quorum also if the server of the queue fails: the next one serves.) Of the
 //!   waiters of one process the first tries for all; if it is not polled for 1 to 1.5 s, because its
 //!   runtime is blocked or nobody awaits it, the next one tries, too. That time passes for each of
 //!   them that is not polled. The exception is that of P9.

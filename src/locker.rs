@@ -95,15 +95,17 @@ impl Locker {
     ///   is started again.
     /// * A replica that takes the place of one of the servers is such a loss, too: a failover
     ///   forgets what was not yet replicated. Give the quorum plain servers.
-    /// * It is not fair, and contenders of different processes come back at random. `try_lock`
-    ///   can find two contenders taking a part each, and turn both away. Where it lost the race and
-    ///   one of the servers that had granted it fell silent, it answers after
-    ///   [`Builder::command_timeout`].
+    /// * Waiters are served in the order of their arrival at *one* server: the first by name of
+    ///   those that answer. The order is lost where that server fails, and where processes name the
+    ///   servers differently, which costs up to some seconds as well. `try_lock`, and the first
+    ///   attempt at a key that was free a moment ago, do not queue: two of them can take a part each,
+    ///   and be turned away both. Where one lost the race and one of the servers that had granted it
+    ///   fell silent, `try_lock` answers after [`Builder::command_timeout`].
     /// * Each step costs a request to every server, and lasts as long as the fastest majority
     ///   takes.
     ///
-    /// One server is the better choice where its failure may stop the work, where the lock only
-    /// saves work rather than protects it, or where waiters should be served in turn.
+    /// One server is the better choice where its failure may stop the work, or where the lock only
+    /// saves work rather than protects it.
     ///
     /// # Cancel safety
     ///

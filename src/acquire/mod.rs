@@ -17,11 +17,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use crate::acquire::local::{LocalWaiter, Met};
 use crate::acquire::outage::Outage;
-use crate::backend::{Attempt, Availability, Claim, Fences, Grant};
+use crate::backend::{Attempt, Claim, Fences, Grant};
 use crate::backoff::Backoff;
 use crate::clock::Moment;
 use crate::driver::{Driver, HeldLock};
@@ -196,7 +196,6 @@ impl<'a> Contender<'a> {
         first: Option<Result<Attempt, Fault>>,
     ) -> Result<Option<HeldLock>, Error> {
         let mut poll = first_polls();
-        let mut comeback = first_polls();
         let Some(mut attempt) = first else {
             return self.wait_in_queue(end).await;
         };
@@ -221,15 +220,10 @@ impl<'a> Contender<'a> {
                     let next = now + poll.next().min(wait);
                     let next = end.map_or(next, |end| end.min(next));
                     self.listen();
-                    let is_told = tokio::select! {
+                    tokio::select! {
                         biased;
-                        _ = self.news(Some(News::Changed)) => true,
-                        () = sleep_until(next) => false,
-                    };
-                    if is_told {
-                        // Others have heard it, too: come back at random, and later after each
-                        // collision.
-                        sleep(comeback.next()).await;
+                        _ = self.news(Some(News::Changed)) => {}
+                        () = sleep_until(next) => {}
                     }
                 }
                 Err(fault) => {
@@ -237,14 +231,10 @@ impl<'a> Contender<'a> {
                     self.put_up_with(fault).await?;
                 }
             }
-            attempt = match self.availability().await {
-                Ok(Availability::Free) => self.attempt().await,
-                Ok(Availability::Held) => {
-                    comeback = first_polls();
-                    Ok(Attempt::Held { ttl: None })
-                }
-                Err(fault) => Err(fault),
-            };
+            if self.is_listening {
+                self.waiter().forget_news();
+            }
+            attempt = self.attempt().await;
         }
     }
 
@@ -279,9 +269,9 @@ impl<'a> Contender<'a> {
         poll_fn(|_| waiter.poll_news(least)).await
     }
 
-    /// The attempt was not granted: undo what it may have left, where that spends its value.
+    /// It was not granted: undo what it may have left, if that spent the claim.
     fn withdraw(&mut self) {
-        if self.in_doubt && self.driver.backend.spends_values() {
+        if self.driver.backend.is_spent(&self.claim) {
             self.start_anew();
         }
     }
@@ -307,16 +297,6 @@ impl<'a> Contender<'a> {
         self.in_doubt = true;
         let backend = &self.driver.backend;
         backend.acquire(&self.claim, fences, within).await
-    }
-
-    /// Asks whether another attempt is worth making, with all changes so far in view.
-    async fn availability(&self) -> Result<Availability, Fault> {
-        if !self.is_listening {
-            return Ok(Availability::Free);
-        }
-        self.waiter().forget_news();
-        let backend = &self.driver.backend;
-        backend.availability(&self.claim, self.within()).await
     }
 
     fn within(&self) -> Duration {

@@ -8,7 +8,8 @@
 //! * Holders in other languages know nothing of the queue. Among them and us it is whoever comes
 //!   first; among us the order holds.
 //! * Liveness is measured by the server's wall clock, like every expiry in Redis.
-//! * A quorum has no queue, because several would disagree.
+//! * In a quorum the queue is one server's, and says no more than whose turn it is: see
+//!   `backend/quorum/turn.rs`.
 //!
 //! # Protocol
 //!
@@ -89,6 +90,7 @@ impl Contender<'_> {
         // Until it holds: see `Keys::granted`.
         self.listen();
         self.is_queued = true;
+        let mut has_waited = false;
         loop {
             // The last heartbeat is at the end: it finds a lock that nobody told us is free.
             let is_last = end.is_some_and(|end| end <= Instant::now());
@@ -101,7 +103,9 @@ impl Contender<'_> {
                     if told && !self.waiter().has_grant() {
                         queue.note_untold();
                     }
-                    driver.keys.note_contention(self.state(), false);
+                    if !has_waited {
+                        driver.keys.note_contention(self.state(), false);
+                    }
                     match self.won(fences, deadline) {
                         Ok(won) => return self.hold(won).await,
                         Err(fault) => {
@@ -113,6 +117,8 @@ impl Contender<'_> {
                 Ok(Heard::Beat(Beat::Waiting(standing))) => {
                     driver.keys.note_contention(self.state(), true);
                     self.note_answer();
+                    has_waited = true;
+                    self.withdraw();
                     if is_last {
                         return Ok(None);
                     }
@@ -134,6 +140,7 @@ impl Contender<'_> {
                 }
                 Ok(Heard::Grant(grant)) => Some(grant),
                 Err(fault) => {
+                    self.withdraw();
                     let next = self.next_try(fault)?;
                     tokio::select! {
                         biased;

@@ -55,13 +55,6 @@ pub(crate) enum Attempt {
     },
 }
 
-/// How a lock looks to one that was refused.
-#[derive(Debug)]
-pub(crate) enum Availability {
-    Free,
-    Held,
-}
-
 /// The answer to a heartbeat in the queue.
 #[derive(Debug)]
 pub(crate) enum Beat {

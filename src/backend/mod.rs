@@ -18,7 +18,7 @@ use tokio::runtime::{self, Handle};
 use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
-    Attempt, Availability, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
+    Attempt, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
 };
 pub(crate) use crate::backend::claim::Claim;
 use crate::error::Fault;
@@ -52,23 +52,14 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
         within: Duration,
     ) -> Answer<'a, Attempt>;
 
-    /// Looks whether an attempt would be refused, where one that is refused disturbs others.
-    fn availability<'a>(
-        &'a self,
-        _claim: &'a Arc<Claim>,
-        _within: Duration,
-    ) -> Answer<'a, Availability> {
-        Box::pin(ready(Ok(Availability::Free)))
-    }
-
     /// Gives up on a claim for good: sends a release behind each request that may yet set its key.
     /// `None` if there is none; otherwise the key may be there already, so that the claim is to be
     /// released at once as well.
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>>;
 
-    /// Whether an attempt that was not granted spends its value: it may have left traces, which
-    /// are yet to be cleaned up under that value, so the next attempt needs another.
-    fn spends_values(&self) -> bool {
+    /// Whether a claim that was not granted is of no more use: it may have left traces, which are
+    /// yet to be cleaned up under its value, so the next attempt needs another.
+    fn is_spent(&self, _claim: &Claim) -> bool {
         false
     }
 
@@ -102,6 +93,7 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// The queue between processes, if there is one here.
     fn queue(&self) -> Option<&dyn Queue>;
+
     /// Waits for what an answered release left to be done behind the scenes, at most `within`.
     fn settle<'a>(
         &'a self,

@@ -13,7 +13,8 @@ use crate::backend::faulty::Nobody;
 use crate::backend::memory::Memory;
 use crate::backend::quorum::member::Member;
 use crate::backend::{
-    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
+    Answer, Attempt, Backend, Beat, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal,
+    SentBehind,
 };
 use crate::clock::Clock;
 use crate::error::{Cause, Fault};
@@ -227,7 +228,29 @@ impl Backend for Fake {
     }
 }
 
+/// It has no queue that would answer.
+impl Queue for Fake {
+    fn enqueue<'a>(
+        &'a self,
+        _claim: &'a Arc<Claim>,
+        _fences: Fences,
+        within: Duration,
+    ) -> Answer<'a, Beat> {
+        Box::pin(self.pass("enqueue", within, async { Err(fault()) }))
+    }
+
+    fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed> {
+        self.release(claim, within)
+    }
+
+    fn note_untold(&self) {}
+}
+
 impl Member for Fake {
+    fn as_queue(&self) -> &dyn Queue {
+        self
+    }
+
     fn raise<'a>(
         &'a self,
         _claim: &'a Arc<Claim>,

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::quorum::round::Round;
-use crate::backend::quorum::{Grant, Quorum, lease};
+use crate::backend::quorum::stake::Vote;
+use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Attempt, Claim, Fences};
 use crate::error::Fault;
 use crate::events::emit;
@@ -25,7 +26,7 @@ impl Quorum {
     pub(super) async fn settle_fence(
         &self,
         claim: &Arc<Claim>,
-        grants: &[Grant],
+        grants: &[Vote],
         asked: Fences,
         within: Duration,
     ) -> Result<Attempt, Fault> {

@@ -3,57 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
-
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::{Quorum, smallest};
-use crate::backend::{Availability, Claim, Look};
 use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
 
 impl Quorum {
-    /// Whether an attempt would be refused: it would if no majority of the servers is free, a
-    /// silent one counted as not. A server that may not write is not believed, as it would not
-    /// take the attempt either (P13).
-    pub(super) async fn availability(
-        &self,
-        claim: &Arc<Claim>,
-        within: Duration,
-    ) -> Result<Availability, Fault> {
-        let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
-            round.ask(member, async move {
-                seat.timed(seat.member.look(&claim, within)).await
-            });
-        }
-        let (mut free, mut held) = (0, 0);
-        let mut faults = Vec::new();
-        let start = Instant::now();
-        let mut until = start + within * 2;
-        while let Ok(Some((_, answer))) = timeout_at(until, round.next()).await {
-            match answer {
-                Ok(Look::Stolen) => held += 1,
-                Ok(Look::Removed | Look::Ours { .. }) => free += 1,
-                Err(fault) => faults.push(fault),
-            }
-            if free >= self.majority {
-                return Ok(Availability::Free);
-            }
-            if held > self.minority() {
-                break;
-            }
-            if free + held >= self.majority {
-                until = until.min(start + self.patience(start, &round));
-            }
-        }
-        if free + held < self.majority {
-            return Err(self.no_majority(&faults));
-        }
-        Ok(Availability::Held)
-    }
-
     /// The holder that a majority agrees on.
     pub(super) async fn holder(
         &self,

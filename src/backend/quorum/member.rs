@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use crate::backend::redis::Server;
 use crate::backend::redis::script::{self, Argument};
-use crate::backend::{Answer, Backend, Claim, Fences};
+use crate::backend::{Answer, Backend, Claim, Fences, Queue};
 
 /// A backend that can be one of a quorum.
 pub(crate) trait Member: Backend {
+    /// The queue of those who wait in turn.
+    fn as_queue(&self) -> &dyn Queue;
+
     /// Writes the fencing numbers of a grant, if the lock is ours here and nobody else has
     /// reserved as high a number; says whether they are ours here now.
     fn raise<'a>(
@@ -28,6 +31,10 @@ pub(crate) trait Member: Backend {
 }
 
 impl Member for Server {
+    fn as_queue(&self) -> &dyn Queue {
+        self
+    }
+
     fn raise<'a>(
         &'a self,
         claim: &'a Arc<Claim>,

@@ -6,7 +6,8 @@
 //!   that restarts without its data, or a replica that takes a server's place, is data loss: the
 //!   next renewal repairs it, unless those that forgot and those that missed the grant make a
 //!   majority. A server without persistence should be restarted only a TTL after it ended.
-//! * It is not fair: contenders of different processes come back at random.
+//! * Waiters are served in turn while one server's queue serves them all; the first attempt of a
+//!   fresh contender may come between. While the servers' queues disagree, they come at random.
 //! * It costs requests to all servers for each step, and answers when the majority has.
 //!
 //! # Protocol
@@ -26,13 +27,12 @@
 //!    moment later, when a server is in trouble meanwhile, and when it has nothing to renew. It is
 //!    tried for a short while, on the driver's thread. No repair follows a release: see [`stake`].
 //! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
-//! 6. **Wait**: a contender that was refused looks, without a write, before its next attempt, and
-//!    makes that only if a majority of the servers is free. What an attempt sets at a minority would
-//!    wake all others and be in the way of repairs.
+//! 6. **Wait**: in turn, in the queue of one server, which says who is to ask for votes: see [`turn`].
 //!
 //! Answers after the majority's arrive behind the scenes, on the runtime of the request: a late
 //! grant is kept, or undone if the claim has ended meanwhile.
 
+mod calls;
 #[cfg(test)]
 mod fake;
 mod fence;
@@ -44,27 +44,30 @@ mod repair;
 mod round;
 mod seat;
 pub(crate) mod stake;
+mod turn;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    Answer, Attempt, Availability, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue,
-    Renewal, SentBehind,
+    Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
 };
 use crate::clock::Moment;
 use crate::error::{Cause, Fault};
 use crate::holder::Holder;
 use crate::key::Key;
 
+use self::calls::Calls;
 pub(crate) use self::member::Member;
 use self::round::Round;
 use self::seat::Seat;
-use self::stake::Stake;
+use self::stake::{Stake, Vote};
+pub(crate) use self::turn::Hints;
 
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
 /// having.
@@ -85,21 +88,25 @@ pub(crate) struct Quorum {
     seats: Vec<Arc<Seat>>,
     majority: usize,
     name: Arc<str>,
+    /// The servers by name, which is the order in which their queues are used.
+    queue_order: Vec<usize>,
+    calls: Arc<Calls>,
+    /// Until when contenders come at random: the servers' queues disagree.
+    at_random_until: Mutex<Option<Instant>>,
     /// Where repairs run, which nobody waits for.
     driver: OnceLock<Handle>,
 }
 
-/// One server's grant.
-struct Grant {
-    member: usize,
-    fence: u64,
-    deadline: Moment,
-}
-
 impl Quorum {
-    pub(crate) fn new(members: Vec<Arc<dyn Member>>) -> Self {
+    /// The servers tell of their grants by way of `hints`.
+    pub(crate) fn new(members: Vec<Arc<dyn Member>>, hints: &Hints) -> Self {
         let addresses: Vec<_> = members.iter().map(|member| member.server()).collect();
+        let mut queue_order: Vec<_> = (0..members.len()).collect();
+        queue_order.sort_by_key(|&member| &addresses[member]);
         Self {
+            queue_order,
+            calls: Arc::clone(&hints.calls),
+            at_random_until: Mutex::default(),
             majority: members.len() / 2 + 1,
             name: format!("{} servers ({})", members.len(), addresses.join(", ")).into(),
             seats: members.into_iter().map(Seat::new).collect(),
@@ -124,75 +131,99 @@ impl Quorum {
         within: Duration,
     ) -> Result<Attempt, Fault> {
         let within = within.min(claim.ttl / SHARE_OF_TTL);
+        let all: Vec<_> = (0..self.seats.len()).collect();
+        let votes = self.ask(claim, fences, within, &all, Vec::new()).await;
+        if votes.grants.len() >= self.majority {
+            return self.win(claim, votes, fences, within).await;
+        }
+        self.stake(claim).end();
+        if votes.grants.len() + votes.ttls.len() < self.majority {
+            return Err(self.no_majority(&votes.faults));
+        }
+        // So many have to become free for a majority.
+        let missing = self.majority - votes.grants.len();
+        self.give_back(claim, &votes.grants, within).await;
+        Ok(Attempt::Held {
+            ttl: smallest(votes.ttls, missing),
+        })
+    }
+
+    /// Asks some of the servers for their votes, until there is a majority with those that there
+    /// are, or none can be had for now.
+    async fn ask(
+        &self,
+        claim: &Arc<Claim>,
+        fences: Fences,
+        within: Duration,
+        members: &[usize],
+        grants: Vec<Vote>,
+    ) -> Votes {
         let stake = self.stake(claim);
-        let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, claim, stake) = (Arc::clone(seat), Arc::clone(claim), Arc::clone(stake));
-            let created = stake.create(member, async move {
+        let mut votes = Votes {
+            lacking: Vec::new(),
+            ttls: Vec::new(),
+            faults: Vec::new(),
+            late: Round::new(),
+            grants,
+        };
+        for &member in members {
+            let (seat, claim) = (Arc::clone(&self.seats[member]), Arc::clone(claim));
+            stake.note_asked(member);
+            let asked = stake.create(member, async move {
                 let request = seat.member.acquire(&claim, fences, within);
                 seat.timed(request).await
             });
-            round.ask(member, async move {
-                let answer = created.await;
-                if let Some(Ok(Attempt::Held { .. })) = answer {
-                    stake.note_gone(member);
+            let stake = Arc::clone(stake);
+            votes.late.ask(member, async move {
+                let answer = asked.await;
+                if let Some(Ok(attempt)) = &answer {
+                    stake.note_answered(member);
+                    if let Attempt::Held { .. } = attempt {
+                        stake.note_gone(member);
+                    }
                 }
                 answer
             });
         }
-        let mut grants = Vec::new();
-        let mut lacking = Vec::new();
-        let mut ttls = Vec::new();
-        let mut faults = Vec::new();
         let start = Instant::now();
         let mut until = start + within * 2;
-        while let Ok(Some((member, answer))) = timeout_at(until, round.next()).await {
-            match answer {
-                Some(Ok(Attempt::Granted { fences, deadline })) => grants.push(Grant {
-                    member,
-                    fence: fences.first,
-                    deadline,
-                }),
-                Some(Ok(Attempt::Held { ttl })) => {
-                    lacking.push(member);
-                    ttls.push(ttl);
-                }
-                Some(Err(fault)) => {
-                    if !fault.permanent {
-                        lacking.push(member);
-                    }
-                    faults.push(fault);
-                }
-                // Somebody else has ended the claim, and cleans up.
-                None => {}
-            }
-            if grants.len() >= self.majority {
-                let attempt = self.settle_fence(claim, &grants, fences, within).await;
-                match attempt {
-                    Ok(Attempt::Granted { .. }) => self.complete(claim, lacking, round, within),
-                    _ => round.finish_behind(),
-                }
-                return attempt;
-            }
-            let answers = grants.len() + ttls.len();
-            let lost = grants.len() + round.open() < self.majority;
-            let known = answers >= self.majority || answers + round.open() < self.majority;
+        while votes.grants.len() < self.majority {
+            let Ok(Some((member, answer))) = timeout_at(until, votes.late.next()).await else {
+                break;
+            };
+            votes.count(member, answer);
+            let granted = votes.grants.len();
+            let answers = granted + votes.ttls.len();
+            let open = votes.late.open();
+            let lost = granted + open < self.majority;
+            let known = answers >= self.majority || answers + open < self.majority;
             if lost && known {
                 break;
             }
             if answers >= self.majority {
-                until = until.min(start + self.patience(start, &round));
+                until = until.min(start + self.patience(start, &votes.late));
             }
         }
-        if grants.len() + ttls.len() < self.majority {
-            return Err(self.no_majority(&faults));
+        votes
+    }
+
+    /// Turns a majority of votes into a grant, and sees to the other servers.
+    async fn win(
+        &self,
+        claim: &Arc<Claim>,
+        votes: Votes,
+        fences: Fences,
+        within: Duration,
+    ) -> Result<Attempt, Fault> {
+        let attempt = self
+            .settle_fence(claim, &votes.grants, fences, within)
+            .await;
+        if let Ok(Attempt::Granted { .. }) = attempt {
+            self.complete(claim, votes.lacking, votes.late, within);
+        } else {
+            self.stake(claim).end();
         }
-        self.give_back(claim, &grants, within).await;
-        // So many have to become free for a majority.
-        let missing = self.majority - grants.len();
-        Ok(Attempt::Held {
-            ttl: smallest(ttls, missing),
-        })
+        attempt
     }
 
     /// How long after its start a round waits for the others when a majority has answered and has
@@ -263,22 +294,13 @@ impl Backend for Quorum {
         Box::pin(self.acquire(claim, fences, within))
     }
 
-    /// What an attempt sets at a minority, only to take it back, wakes all others that wait, and
-    /// may be in the way of a repair.
-    fn availability<'a>(
-        &'a self,
-        claim: &'a Arc<Claim>,
-        within: Duration,
-    ) -> Answer<'a, Availability> {
-        Box::pin(self.availability(claim, within.min(claim.ttl / SHARE_OF_TTL)))
-    }
-
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
         self.disown(claim)
     }
 
-    fn spends_values(&self) -> bool {
-        true
+    /// It has ended: releases of its value may be on their way.
+    fn is_spent(&self, claim: &Claim) -> bool {
+        claim.stake.get().is_some_and(|stake| stake.has_ended())
     }
 
     fn largest_block(&self) -> u64 {
@@ -303,7 +325,7 @@ impl Backend for Quorum {
     }
 
     /// The numbers are reserved at acquire only, so the lock is given up when they are used up, or
-    /// the stretch is over: others come by chance, not by turn.
+    /// the stretch is over.
     fn keep<'a>(
         &'a self,
         claim: &'a Arc<Claim>,
@@ -318,9 +340,8 @@ impl Backend for Quorum {
         })
     }
 
-    /// Several queues would disagree.
     fn queue(&self) -> Option<&dyn Queue> {
-        None
+        Some(self)
     }
 
     fn settle<'a>(
@@ -346,6 +367,42 @@ impl Backend for Quorum {
 impl fmt::Debug for Quorum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Quorum").field(&self.name).finish()
+    }
+}
+
+/// The answers of servers that were asked for their votes.
+struct Votes {
+    grants: Vec<Vote>,
+    /// Who refused, or failed for now.
+    lacking: Vec<usize>,
+    /// How long the keys live of those who refused.
+    ttls: Vec<Option<Duration>>,
+    faults: Vec<Fault>,
+    /// Those that have not answered.
+    late: Round<Option<Result<Attempt, Fault>>>,
+}
+
+impl Votes {
+    fn count(&mut self, member: usize, answer: Option<Result<Attempt, Fault>>) {
+        match answer {
+            Some(Ok(Attempt::Granted { fences, deadline })) => self.grants.push(Vote {
+                member,
+                fence: fences.first,
+                deadline,
+            }),
+            Some(Ok(Attempt::Held { ttl })) => {
+                self.lacking.push(member);
+                self.ttls.push(ttl);
+            }
+            Some(Err(fault)) => {
+                if !fault.permanent {
+                    self.lacking.push(member);
+                }
+                self.faults.push(fault);
+            }
+            // Somebody else has ended the claim, and cleans up.
+            None => {}
+        }
     }
 }
 

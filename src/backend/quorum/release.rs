@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::quorum::Quorum;
 use crate::backend::quorum::round::Round;
-use crate::backend::quorum::{Grant, Quorum};
+use crate::backend::quorum::stake::Vote;
 use crate::backend::{Claim, Freed, SentBehind};
 use crate::error::Fault;
 use crate::key::Key;
@@ -50,11 +51,11 @@ impl Quorum {
 
     /// Takes back what a lost race left at servers that answered, which others wait for. The rest is
     /// left to [`disown`](Self::disown), and so is all of it if this is cut short.
-    pub(super) async fn give_back(&self, claim: &Arc<Claim>, grants: &[Grant], within: Duration) {
+    pub(super) async fn give_back(&self, claim: &Arc<Claim>, grants: &[Vote], within: Duration) {
         let stake = self.stake(claim);
         stake.end();
         let mut round = Round::new();
-        for &Grant { member, .. } in grants {
+        for &Vote { member, .. } in grants {
             let free = self.seats[member].free(claim, Arc::clone(stake), member, within);
             round.ask(member, free);
         }

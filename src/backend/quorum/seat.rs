@@ -24,12 +24,28 @@ const LONGEST_RETRY: Duration = Duration::from_millis(500);
 /// One answer counts for this share of what is usual.
 const NEWEST_SHARE: u32 = 4;
 
+/// The server of the queue gets so many times as long as it usually takes, and at least this long.
+const QUEUE_LATENESS: u32 = 8;
+const LEAST_QUEUE_PATIENCE: Duration = Duration::from_millis(250);
+/// How long it is left alone when it did not answer: longer each time, up to half a minute.
+const SHORTEST_REST: Duration = Duration::from_secs(1);
+const MOST_DOUBLINGS: u32 = 5;
+
 /// A server of the quorum.
 pub(super) struct Seat {
     pub(super) member: Arc<dyn Member>,
     retries: Arc<Semaphore>,
     usual: Mutex<Option<Duration>>,
     has_complained: AtomicBool,
+    /// How it has served as the queue's server.
+    service: Mutex<Service>,
+}
+
+#[derive(Default)]
+struct Service {
+    failures: u32,
+    /// It is left alone until then.
+    out_until: Option<Instant>,
 }
 
 impl Seat {
@@ -39,12 +55,43 @@ impl Seat {
             retries: Arc::new(Semaphore::new(RETRIES)),
             usual: Mutex::new(None),
             has_complained: AtomicBool::new(false),
+            service: Mutex::default(),
         })
     }
 
     /// How long the server takes to answer, as a rule; nothing before its first answer.
     pub(super) fn usual(&self) -> Duration {
         self.usual.lock().unwrap_or_default()
+    }
+
+    /// Whether to ask the server for its queue. After a failure it is left alone for a while, and
+    /// then one asks it, before others do.
+    pub(super) fn may_queue(&self, now: Instant) -> bool {
+        let mut service = self.service.lock();
+        match &mut service.out_until {
+            Some(until) if now < *until => false,
+            Some(until) => {
+                *until = now + SHORTEST_REST;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// How long the server gets to answer for its queue: others can serve.
+    pub(super) fn queue_patience(&self) -> Duration {
+        (self.usual() * QUEUE_LATENESS).max(LEAST_QUEUE_PATIENCE)
+    }
+
+    pub(super) fn note_queue(&self, serves: bool) {
+        let mut service = self.service.lock();
+        if serves {
+            *service = Service::default();
+        } else {
+            let rest = SHORTEST_REST * (1 << service.failures.min(MOST_DOUBLINGS));
+            service.failures += 1;
+            service.out_until = Some(Instant::now() + rest);
+        }
     }
 
     /// Watches a request to the server: how long an answer takes, and whether it refuses for good,
@@ -91,14 +138,31 @@ impl Seat {
         let releasing = stake.releasing(member);
         async move {
             let _releasing = releasing;
-            let answer = seat.timed(seat.member.release(&claim, within)).await;
+            let answer = seat
+                .timed(seat.give_up(&claim, &stake, member, within))
+                .await;
             let answer = answer.map(|freed| stake.note_release(member, freed));
             if let Some(sent) = seat.member.disown(&claim) {
-                tokio::spawn(seat.see_through(claim, sent, within));
+                tokio::spawn(seat.see_through(claim, stake, member, sent, within));
             } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
-                seat.insist(claim, within);
+                seat.insist(claim, stake, member, within);
             }
             answer
+        }
+    }
+
+    /// Who has been in the queue here leaves it, too.
+    async fn give_up(
+        &self,
+        claim: &Arc<Claim>,
+        stake: &Stake,
+        member: usize,
+        within: Duration,
+    ) -> Result<Freed, Fault> {
+        if stake.is_queued(member) {
+            self.member.as_queue().leave(claim, within).await
+        } else {
+            self.member.release(claim, within).await
         }
     }
 
@@ -106,6 +170,8 @@ impl Seat {
     async fn see_through(
         self: Arc<Self>,
         claim: Arc<Claim>,
+        stake: Arc<Stake>,
+        member: usize,
         sent: Vec<SentBehind>,
         within: Duration,
     ) {
@@ -115,15 +181,21 @@ impl Seat {
         }
         // It is not known what ran last.
         if !is_free {
-            let answer = self.member.release(&claim, within).await;
+            let answer = self.give_up(&claim, &stake, member, within).await;
             if answer.is_err_and(|fault| !fault.permanent) {
-                self.insist(claim, within);
+                self.insist(claim, stake, member, within);
             }
         }
     }
 
     /// Tries to free the key until it is, or is gone by its TTL.
-    fn insist(self: Arc<Self>, claim: Arc<Claim>, within: Duration) {
+    fn insist(
+        self: Arc<Self>,
+        claim: Arc<Claim>,
+        stake: Arc<Stake>,
+        member: usize,
+        within: Duration,
+    ) {
         let Ok(permit) = Arc::clone(&self.retries).try_acquire_owned() else {
             return;
         };
@@ -133,7 +205,7 @@ impl Seat {
             let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
             while Instant::now() < until {
                 tokio::time::sleep(backoff.next()).await;
-                match self.member.release(&claim, within).await {
+                match self.give_up(&claim, &stake, member, within).await {
                     Err(fault) if !fault.permanent => {}
                     _ => return,
                 }

@@ -11,6 +11,9 @@
 //!   each request in doubt.
 //! * **S3** A server that refused every such request does not have the key, and is not told.
 //!
+//! * **S4** A vote of a server counts only if the server has answered all that could take it back,
+//!   and all earlier attempts: a release that runs late takes no key that counts.
+//!
 //! So no repair outlives a release: not one that was about to start when the release came (S1),
 //! and not one that was on its way (S2). A release that is tried again keeps what the
 //! earlier tries heard.
@@ -20,11 +23,23 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::backend::answer::{Fences, Freed};
+use crate::backend::quorum::calls::Ticket;
+use crate::clock::Moment;
+
+/// A server's grant, which counts as one of a majority.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vote {
+    pub(super) member: usize,
+    pub(super) fence: u64,
+    pub(super) deadline: Moment,
+}
 
 #[derive(Debug)]
 pub(crate) struct Stake {
@@ -38,6 +53,7 @@ struct State {
     /// Requests under way that can set the key.
     creations: Vec<Arc<dyn CutShort>>,
     fences: Option<Fences>,
+    place: Option<Place>,
     /// A release was begun.
     is_released: bool,
     members: Vec<At>,
@@ -48,10 +64,26 @@ struct State {
 struct At {
     /// Requests that set the key, or may have, or may yet.
     chances: usize,
+    /// Attempts and releases of a single vote that were not answered (S4).
+    unanswered: usize,
+    /// It has been in the queue there.
+    is_queued: bool,
     /// Releases under way.
     releases: usize,
     /// The key was there, and was freed.
     freed: bool,
+}
+
+/// A claim that waits in turn.
+#[derive(Debug)]
+struct Place {
+    /// The server whose queue it is in, or whose vote it has kept.
+    member: usize,
+    ticket: Ticket,
+    /// That server's vote, from an attempt that had no majority.
+    vote: Option<Vote>,
+    /// Since when it has been its turn in vain.
+    in_vain_since: Option<Instant>,
 }
 
 impl Stake {
@@ -73,19 +105,18 @@ impl Stake {
         request: impl Future<Output = T> + Send + 'static,
     ) -> Creation<T> {
         let mut state = self.state.lock();
-        let request: Option<Request<T>> = match state.has_ended {
-            true => None,
-            false => Some(Box::pin(request)),
-        };
-        let is_begun = request.is_some();
-        let request = Arc::new(Mutex::new((request, None)));
-        if is_begun {
+        let underway = Arc::new(Mutex::new(Underway {
+            request: None,
+            waker: None,
+        }));
+        if !state.has_ended {
+            underway.lock().request = Some(Box::pin(request));
             state.members[member].chances += 1;
-            state.creations.push(Arc::clone(&request) as _);
+            state.creations.push(Arc::clone(&underway) as _);
         }
         Creation {
             stake: Arc::clone(self),
-            request,
+            underway,
         }
     }
 
@@ -100,8 +131,95 @@ impl Stake {
         self.state.lock().members[member].chances > 0
     }
 
+    /// An attempt at the server, or a release of its vote, is about to be sent.
+    pub(super) fn note_asked(&self, member: usize) {
+        self.state.lock().members[member].unanswered += 1;
+    }
+
+    pub(super) fn note_answered(&self, member: usize) {
+        self.state.lock().members[member].unanswered -= 1;
+    }
+
+    /// Whether a vote of the server would count (S4).
+    pub(super) fn is_clean(&self, member: usize) -> bool {
+        self.state.lock().members[member].unanswered == 0
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.lock().has_ended
+    }
+
+    /// Notes that the claim is about to enter a server's queue.
+    pub(super) fn note_queueing(&self, member: usize) {
+        self.state.lock().members[member].is_queued = true;
+    }
+
+    pub(super) fn is_queued(&self, member: usize) -> bool {
+        self.state.lock().members[member].is_queued
+    }
+
+    pub(super) fn note_left(&self, member: usize) {
+        self.state.lock().members[member].is_queued = false;
+    }
+
+    /// Notes in whose queue the claim is; returns in whose it was, if that is another.
+    pub(super) fn enter(&self, member: usize, ticket: impl FnOnce() -> Ticket) -> Option<usize> {
+        let mut state = self.state.lock();
+        if let Some(place) = &mut state.place {
+            let before = std::mem::replace(&mut place.member, member);
+            return (before != member).then_some(before);
+        }
+        state.place = Some(Place {
+            member,
+            ticket: ticket(),
+            vote: None,
+            in_vain_since: None,
+        });
+        None
+    }
+
+    /// In whose queue it is, or was.
+    pub(super) fn place(&self) -> Option<usize> {
+        self.state.lock().place.as_ref().map(|place| place.member)
+    }
+
+    pub(super) fn with_ticket<T>(&self, ask: impl FnOnce(&Ticket) -> T) -> Option<T> {
+        self.state
+            .lock()
+            .place
+            .as_ref()
+            .map(|place| ask(&place.ticket))
+    }
+
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.state.lock().place.as_ref()?.vote
+    }
+
+    pub(super) fn keep_vote(&self, vote: Option<Vote>) {
+        if let Some(place) = &mut self.state.lock().place {
+            place.vote = vote;
+        }
+    }
+
+    /// For how long it has been its turn in vain.
+    pub(super) fn in_vain_for(&self) -> Duration {
+        let mut state = self.state.lock();
+        let place = state.place.as_mut();
+        place.map_or(Duration::ZERO, |place| {
+            place
+                .in_vain_since
+                .get_or_insert_with(Instant::now)
+                .elapsed()
+        })
+    }
+
+    /// Notes the grant: the claim does not wait any more.
     pub(super) fn note_fences(&self, fences: Fences) {
-        self.state.lock().fences = Some(fences);
+        let mut state = self.state.lock();
+        state.fences = Some(fences);
+        let place = state.place.take();
+        drop(state);
+        drop(place);
     }
 
     /// The numbers that the grant reserved; `None` before there is a grant.
@@ -115,7 +233,9 @@ impl Stake {
         let is_first = !std::mem::replace(&mut state.has_ended, true);
         // They leave the list for themselves, so that whoever ends the claim next waits for them.
         let creations = state.creations.clone();
+        let place = state.place.take();
         drop(state);
+        drop(place);
         for creation in creations {
             creation.cut_short();
         }
@@ -174,13 +294,17 @@ impl Stake {
     }
 }
 
-type Request<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// Where a request is, for the one that waits for it and the one that cuts it short.
+struct Underway<T> {
+    request: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    waker: Option<Waker>,
+}
 
 /// A request under way that can set the key; `None` if the claim ended before its answer. It does
 /// not outlive this value.
 pub(super) struct Creation<T: Send + 'static> {
     stake: Arc<Stake>,
-    request: Arc<Mutex<(Option<Request<T>>, Option<Waker>)>>,
+    underway: Arc<Mutex<Underway<T>>>,
 }
 
 impl<T: Send + 'static> Future for Creation<T> {
@@ -188,8 +312,8 @@ impl<T: Send + 'static> Future for Creation<T> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
         // S1: under the lock, so that a request that is cut short sends nothing afterwards.
-        let mut state = self.request.lock();
-        let (request, waker) = &mut *state;
+        let mut underway = self.underway.lock();
+        let Underway { request, waker } = &mut *underway;
         let Some(pending) = request else {
             return Poll::Ready(None);
         };
@@ -205,8 +329,8 @@ impl<T: Send + 'static> Future for Creation<T> {
 
 impl<T: Send + 'static> Drop for Creation<T> {
     fn drop(&mut self) {
-        self.request.lock().0 = None;
-        let own = Arc::as_ptr(&self.request).cast::<()>();
+        self.underway.lock().request = None;
+        let own = Arc::as_ptr(&self.underway).cast::<()>();
         let mut state = self.stake.state.lock();
         state
             .creations
@@ -219,12 +343,12 @@ trait CutShort: Send + Sync {
     fn cut_short(&self);
 }
 
-impl<T> CutShort for Mutex<(Option<Request<T>>, Option<Waker>)> {
+impl<T> CutShort for Mutex<Underway<T>> {
     fn cut_short(&self) {
-        let mut state = self.lock();
-        state.0 = None;
-        let waker = state.1.take();
-        drop(state);
+        let mut underway = self.lock();
+        underway.request = None;
+        let waker = underway.waker.take();
+        drop(underway);
         if let Some(waker) = waker {
             waker.wake();
         }

@@ -2,6 +2,7 @@
 
 use super::fake::Fake;
 use super::*;
+use crate::backend::faulty::Nobody;
 use crate::clock::Clock;
 
 const TTL: Duration = Duration::from_secs(10);
@@ -19,7 +20,7 @@ impl Fixture {
         let fakes: Vec<_> = (0..count).map(|_| Fake::new(&clock)).collect();
         let members = fakes.iter().map(|fake| Arc::clone(fake) as Arc<dyn Member>);
         Self {
-            quorum: Quorum::new(members.collect()),
+            quorum: Quorum::new(members.collect(), &Hints::new(Arc::new(Nobody))),
             fakes,
             key: Arc::new(Key::new("", "k".to_owned())),
         }
@@ -265,29 +266,6 @@ async fn a_lost_race_is_undone_where_it_was_granted() {
     let releases: Vec<_> = f.fakes.iter().map(|fake| fake.calls("release")).collect();
     assert_eq!(releases, [1, 0, 0], "S3");
     assert!(f.quorum.disown(&claim).is_none());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_contender_is_told_whether_a_majority_is_free() {
-    let f = Fixture::new(3);
-    let contender = f.claim("b");
-    let availability = async || f.quorum.availability(&contender, WITHIN).await;
-    assert!(matches!(availability().await, Ok(Availability::Free)));
-    let claim = f.granted("a").await;
-    let memory = &f.fakes[0].memory;
-    memory.release(&claim, WITHIN).await.unwrap();
-    assert!(matches!(availability().await, Ok(Availability::Held)));
-    // What is silent is not free.
-    f.fakes[1].fail(true);
-    assert!(matches!(availability().await, Ok(Availability::Held)));
-    f.fakes[2].fail(true);
-    assert!(availability().await.is_err());
-    f.fakes[1].fail(false);
-    f.fakes[1].memory.release(&claim, WITHIN).await.unwrap();
-    assert!(matches!(availability().await, Ok(Availability::Free)));
-    for fake in &f.fakes {
-        assert_eq!(fake.calls("acquire"), 1);
-    }
 }
 
 #[tokio::test(start_paused = true)]
