@@ -34,7 +34,8 @@
 //!    key is free with somebody before it, it makes the grant in the releaser's place.
 //! 5. Who gives up sends `leave`, which passes on what it was granted meanwhile. A grant for a
 //!    value that waited here, and that nobody waits for or holds any more, is answered by `leave`,
-//!    too. The process remembers the last few thousand values; a grant for another is left alone.
+//!    too. The process remembers the values of a key for 3 s, the last few hundred of them; a grant
+//!    for another is left alone.
 //! 6. The first of the queue asks again when the holder's PTTL has passed and when Redis tells that
 //!    the lock key changed. Nobody else does either.
 //!

@@ -60,8 +60,8 @@ pub(super) struct Fixture {
     pub(super) keys: Arc<Keys>,
     pub(super) key: Arc<Key>,
     pub(super) options: Options,
-    /// How many hold the lock: never two (P1).
-    holders: Arc<AtomicUsize>,
+    /// How many hold the lock: never two (P1). The models see only what has a lock of theirs.
+    holders: Arc<Mutex<usize>>,
 }
 
 impl Fixture {
@@ -329,7 +329,11 @@ pub(super) struct Holder {
 
 impl Holder {
     fn new(f: &Fixture, state: &Arc<KeyState>, lease: Arc<Lease>, claim: Arc<Claim>) -> Self {
-        let others = f.holders.fetch_add(1, Ordering::SeqCst);
+        let others = {
+            let mut holders = f.holders.lock();
+            *holders += 1;
+            *holders - 1
+        };
         assert!(others == 0 || lease.is_lost(), "P1: two leases");
         Self {
             f: f.clone(),
@@ -384,7 +388,7 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        self.f.holders.fetch_sub(1, Ordering::SeqCst);
+        *self.f.holders.lock() -= 1;
         if self.is_done {
             return;
         }
