@@ -255,7 +255,6 @@ fn a_record_that_no_waiter_writes_is_granted_nothing() {
         "%b 9000000000000 9000000000000 1 1 redlease:c",
         "%b 3001 30000 1 1 redlease:c",
         "%b 3000 0 1 1 redlease:c",
-        "%b 3000 30000 0 1 redlease:c",
         "%b 3000 30000 1000001 1 redlease:c",
         "%b 3000 30000 99999999999999999999999999 1 redlease:c",
         "%b 3000 30000 1 1 somebody:else",

@@ -1,11 +1,11 @@
 //! What a contender asks for.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::backend::answer::{Fences, Grant};
-use crate::backend::quorum::stake::Stake;
 use crate::clock::Moment;
 use crate::key::Key;
 use crate::options::{margin, whole_millis};
@@ -30,8 +30,8 @@ pub(crate) struct Claim {
     /// The number of the connection that the last heartbeat was answered on, else 0: that one
     /// hears of the grant.
     heard_on: AtomicU64,
-    /// What a quorum knows of the claim at its servers.
-    pub(super) stake: OnceLock<Arc<Stake>>,
+    /// What the store that is asked keeps of the claim: a quorum, what it knows at its servers.
+    pub(super) at_store: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Claim {
@@ -43,7 +43,7 @@ impl Claim {
             last_fence: AtomicU64::new(0),
             last_reserved: AtomicU64::new(0),
             heard_on: AtomicU64::new(0),
-            stake: OnceLock::new(),
+            at_store: OnceLock::new(),
         }
     }
 

@@ -46,6 +46,7 @@ mod seat;
 pub(crate) mod stake;
 mod turn;
 
+use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -116,7 +117,8 @@ impl Quorum {
 
     fn stake<'a>(&self, claim: &'a Claim) -> &'a Arc<Stake> {
         let members = self.seats.len();
-        claim.stake.get_or_init(|| Arc::new(Stake::new(members)))
+        let stake = || Box::new(Arc::new(Stake::new(members))) as _;
+        known(&**claim.at_store.get_or_init(stake))
     }
 
     /// How many servers can fail without preventing a majority.
@@ -276,6 +278,12 @@ impl Quorum {
     }
 }
 
+/// What was kept of a claim, which belongs to one store.
+fn known(at_store: &(dyn Any + Send + Sync)) -> &Arc<Stake> {
+    let stake = at_store.downcast_ref();
+    stake.expect("nobody but the quorum keeps anything")
+}
+
 impl Backend for Quorum {
     fn server(&self) -> Arc<str> {
         Arc::clone(&self.name)
@@ -300,7 +308,10 @@ impl Backend for Quorum {
 
     /// It has ended: releases of its value may be on their way.
     fn is_spent(&self, claim: &Claim) -> bool {
-        claim.stake.get().is_some_and(|stake| stake.has_ended())
+        claim
+            .at_store
+            .get()
+            .is_some_and(|at| known(&**at).has_ended())
     }
 
     fn largest_block(&self) -> u64 {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::Quorum;
 use crate::backend::quorum::round::Round;
 use crate::backend::quorum::stake::Vote;
+use crate::backend::quorum::{Quorum, known};
 use crate::backend::{Claim, Freed, SentBehind};
 use crate::error::Fault;
 use crate::key::Key;
@@ -68,7 +68,7 @@ impl Quorum {
 
     /// Ends the claim, and sends a release behind each request that is cut short (S2).
     pub(super) fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
-        let stake = claim.stake.get()?;
+        let stake = known(&**claim.at_store.get()?);
         stake.end();
         let others = self.seats.iter().enumerate();
         let others = others.filter(|(member, _)| !stake.is_releasing(*member));
