@@ -118,7 +118,7 @@ async fn p9_an_heirs_lease_is_renewed_although_the_driver_was_asking() {
         handover_for: 10 * TTL,
         ..Options::default()
     };
-    let lock = f.win(f.user_with("k", options.clone())).await;
+    let lock = f.win(f.user_with("k", options)).await;
     let mut heir = f.user_with("k", options);
     sleep(FIRST_LOOK + TICK).await;
     f.store.next([Trouble::HangAfter]);

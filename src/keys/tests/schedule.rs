@@ -24,7 +24,7 @@ fn an_early_moment_wakes_the_driver() {
     let other = Fixture {
         options: Options {
             max_hold: Some(EVERY / 2),
-            ..f.options.clone()
+            ..f.options
         },
         ..f.beside("other")
     };
@@ -70,7 +70,7 @@ fn p4_an_heir_with_a_max_hold_wakes_the_driver() {
     let hasty = Fixture {
         options: Options {
             max_hold: Some(Duration::from_millis(10)),
-            ..f.options.clone()
+            ..f.options
         },
         ..f.clone()
     };
