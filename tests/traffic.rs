@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use redis::{Commands, Connection};
-use redlease::{LockGuard, Locker, Released};
+use redlease::{LockGuard, Locker, LostReason, Released};
 use testkit::{DEADLINE, Server, eventually, left_out, unique_key};
 
 async fn locker(server: &Server) -> Locker {
@@ -148,7 +148,7 @@ async fn an_idle_guard_is_three_requests_per_ttl() {
     tokio::time::sleep(3 * ttl + ttl / 6).await;
     let spent = between(&before, &calls(&mut connection));
     let elapsed = began.elapsed();
-    assert!(!guard.is_lost());
+    assert_eq!(guard.lost_reason(), None);
     // The acquire, and what is due: one more or less for the noise of the machine, and the first
     // look.
     let due = i64::try_from(elapsed.as_millis() / (ttl.as_millis() / 3)).unwrap();
@@ -290,4 +290,79 @@ async fn a_thousand_guards_are_held_and_renewed_in_batches() {
     for guard in guards {
         assert_eq!(guard.release().await.unwrap(), Released::Freed);
     }
+}
+
+/// Leases that come due together are renewed together; one that is not ours any more is told of as
+/// if it had been alone.
+#[tokio::test]
+async fn p4_of_leases_that_are_renewed_together_only_the_stolen_and_the_removed_are_lost() {
+    const GUARDS: usize = 40;
+    let ttl = Duration::from_secs(60);
+    let server = Server::start();
+    let locker = locker(&server).await;
+    let mut guards = Vec::new();
+    for _ in 0..GUARDS {
+        let lock = locker.mutex(unique_key()).ttl(ttl);
+        let lock = lock.renew_every(Duration::from_secs(2));
+        guards.push(lock.lock().await.unwrap());
+    }
+    // Nobody is told of it: the renewal finds it.
+    let () = server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    let mut connection = server.client();
+    let before = calls(&mut connection);
+    let () = server.command(&["SET", guards[7].key(), "thief"]);
+    let () = server.command(&["PERSIST", guards[8].key()]);
+    let () = server.command(&["DEL", guards[39].key()]);
+    tokio::time::timeout(DEADLINE, async {
+        guards[7].lost().cancelled_owned().await;
+        guards[39].lost().cancelled_owned().await;
+    })
+    .await
+    .expect("both are lost");
+    let spent = || between(&before, &calls(&mut server.client()));
+    eventually("all others were extended", || {
+        spent().get("pexpire").copied().unwrap_or_default() >= GUARDS as i64 - 2
+    })
+    .await;
+    assert!(server.command::<i64>(&["PTTL", guards[8].key()]) > 0);
+    let reasons: Vec<_> = guards.iter().map(LockGuard::lost_reason).collect();
+    for (number, reason) in reasons.into_iter().enumerate() {
+        let expected = match number {
+            7 => Some(LostReason::Stolen),
+            39 => Some(LostReason::Removed),
+            _ => None,
+        };
+        assert_eq!(reason, expected, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn leases_that_come_due_together_are_renewed_in_few_requests() {
+    const GUARDS: usize = 160;
+    let server = Server::start();
+    let locker = locker(&server).await;
+    introduce(&server, &locker).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..GUARDS {
+        let lock = locker.mutex(unique_key()).ttl(Duration::from_secs(60));
+        let lock = lock.renew_every(Duration::from_secs(1));
+        tasks.spawn(async move { lock.lock().await.unwrap() });
+    }
+    let guards = tasks.join_all().await;
+    let mut connection = server.client();
+    // The first looks, and a renewal.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let before = calls(&mut connection);
+    eventually("all were extended twice more", || {
+        let spent = between(&before, &calls(&mut server.client()));
+        spent.get("pexpire").copied().unwrap_or_default() >= 2 * GUARDS as i64
+    })
+    .await;
+    let spent = between(&before, &calls(&mut connection));
+    let (extended, asked) = (spent["pexpire"], spent["evalsha"]);
+    assert!(
+        asked * 2 < extended,
+        "{asked} requests for {extended}: {spent:?}"
+    );
+    assert!(guards.iter().all(|guard| !guard.is_lost()));
 }

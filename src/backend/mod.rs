@@ -21,6 +21,7 @@ pub(crate) use crate::backend::answer::{
     Attempt, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
 };
 pub(crate) use crate::backend::claim::Claim;
+use crate::clock::Moment;
 use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
@@ -75,6 +76,21 @@ pub(crate) trait Backend: Send + Sync + fmt::Debug + 'static {
         listen: Listen,
         within: Duration,
     ) -> Answer<'a, Renewal>;
+
+    /// How many locks [`renew_many`](Self::renew_many) takes, if it is there.
+    fn most_renewed(&self) -> usize {
+        1
+    }
+
+    /// Extends those of the locks that are ours, in one request, and [listens](Listen::Yes). Returns
+    /// until when each counts; what is to be said of the others, [`renew`](Self::renew) tells.
+    fn renew_many<'a>(
+        &'a self,
+        claims: &'a [Arc<Claim>],
+        _within: Duration,
+    ) -> Answer<'a, Vec<Option<Moment>>> {
+        Box::pin(ready(Ok(vec![None; claims.len()])))
+    }
 
     /// Looks whether the lock is ours, and until when. Changes nothing, and
     /// [listens](Listen::Yes).

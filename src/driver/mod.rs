@@ -34,7 +34,7 @@ use std::time::Duration;
 use tokio::runtime::{self, Handle, Runtime};
 use tokio::sync::Notify;
 
-use crate::backend::{Backend, Listen};
+use crate::backend::{Backend, Claim, Listen, Renewal};
 use crate::clock::Clock;
 use crate::contain::contain;
 use crate::driver::pending::Pending;
@@ -224,10 +224,7 @@ impl Driver {
             for claim in self.keys.take_unwanted() {
                 self.leave(claim);
             }
-            let timeout = self.settings.command_timeout;
-            for (state, due) in self.keys.due(self.clock.now(), timeout) {
-                self.attend(state, due);
-            }
+            self.attend();
             let next = self.keys.fall_asleep();
             let sleep = async {
                 match next {
@@ -250,14 +247,63 @@ impl Driver {
         }
     }
 
-    fn attend(self: &Arc<Self>, state: Arc<KeyState>, due: Due) {
-        match due {
-            Due::Expire(held) => {
-                contain(|| held.lease.expire());
-                self.after_loss(&state, &held);
+    /// Does what is due.
+    fn attend(self: &Arc<Self>) {
+        let timeout = self.settings.command_timeout;
+        let mut renewals = Vec::new();
+        for (state, due) in self.keys.due(self.clock.now(), timeout) {
+            match due {
+                Due::Expire(held) => {
+                    contain(|| held.lease.expire());
+                    self.after_loss(&state, &held);
+                }
+                Due::Ask(question) if question.extend => renewals.push((state, question)),
+                Due::Ask(question) => {
+                    tokio::spawn(Arc::clone(self).ask(state, question));
+                }
             }
-            Due::Ask(question) => {
-                tokio::spawn(Arc::clone(self).ask(state, question));
+        }
+        let most = self.backend.most_renewed();
+        while !renewals.is_empty() {
+            let mut together = renewals.split_off(renewals.len().saturating_sub(most));
+            match together.pop() {
+                Some((state, question)) if together.is_empty() => {
+                    tokio::spawn(Arc::clone(self).ask(state, question));
+                }
+                last => {
+                    together.extend(last);
+                    tokio::spawn(Arc::clone(self).renew_many(together));
+                }
+            }
+        }
+    }
+
+    async fn renew_many(self: Arc<Self>, questions: Vec<(Arc<KeyState>, Question)>) {
+        let claims: Vec<_> = questions
+            .iter()
+            .map(|(_, q)| Arc::clone(&q.claim))
+            .collect();
+        let within = questions.iter().map(|(_, question)| question.within).min();
+        let within = within.unwrap_or_default();
+        match self.backend.renew_many(&claims, within).await {
+            Ok(deadlines) => {
+                for ((state, question), deadline) in questions.into_iter().zip(deadlines) {
+                    match deadline.map(|deadline| Renewal::Renewed { deadline }) {
+                        Some(renewal) => {
+                            let claim = &question.claim;
+                            let lost = self.keys.renewed(&state, claim, renewal, true);
+                            debug_assert!(lost.is_none(), "it was extended");
+                        }
+                        None => {
+                            tokio::spawn(Arc::clone(&self).ask(state, question));
+                        }
+                    }
+                }
+            }
+            Err(fault) => {
+                for (state, question) in questions {
+                    self.unanswered(&state, &question.claim, fault.clone());
+                }
             }
         }
     }
@@ -278,12 +324,14 @@ impl Driver {
         match answer {
             Ok(None) => {}
             Ok(Some((held, reason))) => self.lose(&state, &held, reason),
-            Err(fault) => {
-                let lease = self.keys.unanswered(&state, &claim, fault.cause.clone());
-                if let Some(lease) = lease {
-                    note_failure(&lease, fault);
-                }
-            }
+            Err(fault) => self.unanswered(&state, &claim, fault),
+        }
+    }
+
+    fn unanswered(&self, state: &Arc<KeyState>, claim: &Arc<Claim>, fault: Fault) {
+        let lease = self.keys.unanswered(state, claim, fault.cause.clone());
+        if let Some(lease) = lease {
+            note_failure(&lease, fault);
         }
     }
 

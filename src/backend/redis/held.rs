@@ -43,6 +43,38 @@ impl Server {
         }
     }
 
+    /// Extends several locks in one request: what it costs to send and to read is shared.
+    pub(super) async fn renew_many(
+        &self,
+        claims: &[Arc<Claim>],
+        within: Duration,
+    ) -> Result<Vec<Option<Moment>>, Fault> {
+        let keys: Vec<&str> = claims.iter().map(|claim| &**claim.key.name()).collect();
+        let arguments: Vec<_> = claims
+            .iter()
+            .flat_map(|claim| {
+                let ttl = Argument::Number(claim.ttl_millis());
+                [Argument::Text(&claim.value), ttl]
+            })
+            .collect();
+        let begin = |way: &Arc<Connection>| -> Vec<Write> {
+            let writes = claims.iter().map(|claim| self.begin_write(way, claim));
+            writes.collect()
+        };
+        let (script, listen) = (&script::RENEW_MANY, Listen::Yes);
+        let called = self.call_noted(script, &keys, &arguments, within, listen, begin);
+        let (reply, writes) = called.await.map_err(|failure| self.fault(failure))?;
+        let extended = reply.flags(claims.len())?;
+        let deadlines = claims.iter().zip(writes).zip(extended);
+        Ok(deadlines
+            .map(|((claim, write), is_extended)| {
+                let deadline = is_extended.then(|| claim.deadline(reply.sent))?;
+                write.done(deadline);
+                Some(deadline)
+            })
+            .collect())
+    }
+
     pub(super) async fn look(&self, claim: &Claim, within: Duration) -> Result<Look, Fault> {
         let began = Instant::now();
         let keys = [&**claim.key.name()];

@@ -41,6 +41,10 @@ use crate::error::Fault;
 use crate::holder::Holder;
 use crate::key::Key;
 
+/// How many locks are renewed in one request. The server enters all of them in its tracking table at
+/// each read of one, so more would not cost less.
+const MOST_RENEWED: usize = 16;
+
 pub(crate) struct Server {
     pub(in crate::backend) connections: Arc<Connections>,
     pub(in crate::backend) clock: Clock,
@@ -243,6 +247,18 @@ impl Backend for Server {
         within: Duration,
     ) -> Answer<'a, Renewal> {
         Box::pin(self.renew(claim, listen, within))
+    }
+
+    fn most_renewed(&self) -> usize {
+        MOST_RENEWED
+    }
+
+    fn renew_many<'a>(
+        &'a self,
+        claims: &'a [Arc<Claim>],
+        within: Duration,
+    ) -> Answer<'a, Vec<Option<Moment>>> {
+        Box::pin(self.renew_many(claims, within))
     }
 
     fn look<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Look> {

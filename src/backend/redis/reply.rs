@@ -64,6 +64,22 @@ impl Reply {
         numbers
     }
 
+    /// So many numbers, each 1 or 0.
+    pub(in crate::backend) fn flags(&self, count: usize) -> Result<Vec<bool>, Fault> {
+        let Value::Array(items) = &self.value else {
+            return Err(self.unexpected());
+        };
+        let flags: Option<Vec<_>> = items
+            .iter()
+            .map(|item| match item {
+                Value::Int(flag @ (0 | 1)) => Some(*flag == 1),
+                _ => None,
+            })
+            .collect();
+        let flags = flags.filter(|flags| flags.len() == count);
+        flags.ok_or_else(|| self.unexpected())
+    }
+
     pub(in crate::backend) fn freed(&self) -> Result<Freed, Fault> {
         Ok(match self.number()? {
             0 => Freed::NotOurs,

@@ -80,5 +80,6 @@ scripts! {
         "early_release.lua"
         "counter.lua" "writable.lua" "fence.lua" "waiters.lua" "queue.lua" "release.lua";
     RENEW = "renew.lua" "writable.lua" "renew_lost.lua";
+    RENEW_MANY = "renew_many.lua";
     RESTORE = "counter.lua" "fence.lua" "restore.lua";
 }
