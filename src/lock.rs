@@ -15,7 +15,7 @@ use crate::events::emit;
 use crate::guard::LockGuard;
 use crate::holder::Holder;
 use crate::key::Key;
-use crate::options::{Options, Terms, wait_of};
+use crate::options::{CheckedOptions, Options, wait_of};
 use crate::released::Released;
 
 /// A handle on the lock of one key. Making one does no I/O; clones are cheap.
@@ -190,8 +190,8 @@ impl Lock {
     /// # Ok(()) }
     /// ```
     pub async fn lock(&self) -> Result<LockGuard, Error> {
-        let terms = self.terms()?;
-        let hold = acquire(&self.handle, &self.key, &terms, Patience::Unbounded).await?;
+        let options = self.checked_options()?;
+        let hold = acquire(&self.handle, &self.key, &options, Patience::Unbounded).await?;
         match hold {
             Some(hold) => Ok(self.guard(hold)),
             None => unreachable!("unbounded patience does not end"),
@@ -216,8 +216,8 @@ impl Lock {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn try_lock(&self) -> Result<Option<LockGuard>, Error> {
-        let terms = self.terms()?;
-        let hold = acquire(&self.handle, &self.key, &terms, Patience::None).await?;
+        let options = self.checked_options()?;
+        let hold = acquire(&self.handle, &self.key, &options, Patience::None).await?;
         Ok(hold.map(|hold| self.guard(hold)))
     }
 
@@ -240,9 +240,9 @@ impl Lock {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn try_lock_for(&self, limit: Duration) -> Result<Option<LockGuard>, Error> {
-        let terms = self.terms()?;
+        let options = self.checked_options()?;
         let patience = Patience::Until(Instant::now() + wait_of(limit));
-        let hold = acquire(&self.handle, &self.key, &terms, patience).await?;
+        let hold = acquire(&self.handle, &self.key, &options, patience).await?;
         Ok(hold.map(|hold| self.guard(hold)))
     }
 
@@ -301,7 +301,7 @@ impl Lock {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn holder(&self) -> Result<Option<Holder>, Error> {
-        self.terms()?;
+        self.checked_options()?;
         let within = self.handle.settings.command_timeout;
         let holder = self.handle.backend.holder(&self.key, within).await;
         holder.map_err(|fault| self.about(fault))
@@ -324,7 +324,7 @@ impl Lock {
     ///
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn force_release(&self) -> Result<bool, Error> {
-        self.terms()?;
+        self.checked_options()?;
         let within = self.handle.settings.command_timeout;
         let freed = self.handle.backend.force_release(&self.key, within).await;
         let freed = freed.map_err(|fault| self.about(fault))?;
@@ -350,13 +350,13 @@ impl Lock {
         LockGuard::new(lock, &self.handle)
     }
 
-    fn terms(&self) -> Result<Terms, Error> {
+    fn checked_options(&self) -> Result<CheckedOptions, Error> {
         self.key.check()?;
-        let terms = self.options.check(Some(self.key.name()))?;
+        let options = self.options.check(Some(self.key.name()))?;
         if self.handle.keys.is_closed() {
             return Err(Error::closed(self.key.name()));
         }
-        Ok(terms)
+        Ok(options)
     }
 
     fn about(&self, fault: Fault) -> Error {

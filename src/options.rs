@@ -46,7 +46,7 @@ impl Default for Options {
 
 /// Options that have been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Terms {
+pub(crate) struct CheckedOptions {
     /// In whole milliseconds.
     pub(crate) ttl: Duration,
     /// `None`: the watchdog does not renew.
@@ -58,7 +58,7 @@ pub(crate) struct Terms {
 
 impl Options {
     /// Checks the options of the lock on `key`, or the defaults of a locker.
-    pub(crate) fn check(&self, key: Option<&Arc<str>>) -> Result<Terms, Error> {
+    pub(crate) fn check(&self, key: Option<&Arc<str>>) -> Result<CheckedOptions, Error> {
         let refuse = |problem: String| Err(Error::invalid(key, problem));
         if self.ttl < SHORTEST_TTL {
             return refuse(format!("ttl must be at least {SHORTEST_TTL:?}"));
@@ -90,7 +90,7 @@ impl Options {
                  {ttl:?} lasts"
             ));
         }
-        Ok(Terms {
+        Ok(CheckedOptions {
             ttl,
             renew_every: self.auto_renew.then_some(renew_every),
             max_hold: self.max_hold,
@@ -100,8 +100,8 @@ impl Options {
     }
 }
 
-impl Terms {
-    /// Whether a lease on these terms can go over to a holder on `other` terms as it is.
+impl CheckedOptions {
+    /// Whether a lease with these options can go over, as it is, to a holder with `other` options.
     pub(crate) fn shares_lease_with(&self, other: &Self) -> bool {
         self.ttl == other.ttl
             && self.renew_every == other.renew_every
@@ -109,7 +109,7 @@ impl Terms {
             && other.hands_over()
     }
 
-    /// Whether a lease on these terms is ever handed over. One that nobody renews is not: its
+    /// Whether a lease with these options is ever handed over. One that nobody renews is not: its
     /// taker would have less than the TTL that it asked for.
     pub(crate) fn hands_over(&self) -> bool {
         self.renew_every.is_some() && !self.handover_for.is_zero()
@@ -146,8 +146,8 @@ mod tests {
 
     #[test]
     fn the_defaults_are_usable() {
-        let terms = Options::default().check(None).unwrap();
-        assert_eq!(terms.renew_every, Some(Duration::from_secs(10) / 3));
+        let checked = Options::default().check(None).unwrap();
+        assert_eq!(checked.renew_every, Some(Duration::from_secs(10) / 3));
     }
 
     #[test]
@@ -165,9 +165,9 @@ mod tests {
             handover_for: Duration::from_nanos(1),
             ..Options::default()
         };
-        let terms = options.check(Some(&"k".into())).unwrap();
-        assert!(terms.hands_over());
-        assert_eq!(terms.fences_of_a_stretch(), 2);
+        let checked = options.check(Some(&"k".into())).unwrap();
+        assert!(checked.hands_over());
+        assert_eq!(checked.fences_of_a_stretch(), 2);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::error::{Error, Fault};
 use crate::key::Key;
 use crate::keys::{Arrival, Call, Heard, KeyState, Left, Waiter, Won};
 use crate::lease::Lease;
-use crate::options::Terms;
+use crate::options::CheckedOptions;
 
 /// A user of a key in this process, from its arrival until it holds the lock. Dropped before that,
 /// it leaves: the turn, or a lease that it has not taken, goes on to the next (K3).
@@ -36,7 +36,7 @@ impl<'a> LocalWaiter<'a> {
     pub(super) fn enter(
         driver: &'a Arc<Driver>,
         key: &Arc<Key>,
-        options: &Terms,
+        options: &CheckedOptions,
         waits: bool,
     ) -> Result<Met<'a>, Error> {
         let new = |state, waiter| Self {

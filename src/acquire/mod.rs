@@ -28,7 +28,7 @@ use crate::driver::{Driver, HeldLock};
 use crate::error::{Cause, Error, Fault, LostReason};
 use crate::key::Key;
 use crate::keys::{Call, KeyState, News, Waiter, Won};
-use crate::options::Terms;
+use crate::options::CheckedOptions;
 
 const SHORTEST_POLL: Duration = Duration::from_millis(1);
 const LONGEST_POLL: Duration = Duration::from_millis(50);
@@ -65,7 +65,7 @@ impl Patience {
 pub(crate) async fn acquire(
     driver: &Arc<Driver>,
     key: &Arc<Key>,
-    options: &Terms,
+    options: &CheckedOptions,
     patience: Patience,
 ) -> Result<Option<HeldLock>, Error> {
     let waits = !matches!(patience, Patience::None);
@@ -131,7 +131,7 @@ async fn called(
 /// one was not polled for a while (K6).
 struct Contender<'a> {
     driver: &'a Arc<Driver>,
-    options: &'a Terms,
+    options: &'a CheckedOptions,
     claim: Arc<Claim>,
     /// A request was sent that may have been, or may yet be, granted. An answer does not settle
     /// that: an earlier request may be on another way. The backend knows.
@@ -150,7 +150,7 @@ impl<'a> Contender<'a> {
     fn new(
         driver: &'a Arc<Driver>,
         key: &Arc<Key>,
-        options: &'a Terms,
+        options: &'a CheckedOptions,
         local: LocalWaiter<'a>,
         since: Instant,
         limit: Option<Instant>,
@@ -387,7 +387,7 @@ impl Drop for Contender<'_> {
     }
 }
 
-fn fresh_claim(driver: &Driver, key: &Arc<Key>, options: &Terms) -> Arc<Claim> {
+fn fresh_claim(driver: &Driver, key: &Arc<Key>, options: &CheckedOptions) -> Arc<Claim> {
     let value = driver.settings.owner.fresh_value();
     Arc::new(Claim::new(Arc::clone(key), value, options.ttl))
 }

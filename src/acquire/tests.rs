@@ -39,7 +39,7 @@ struct Fixture {
     driver: Share,
     clock: Clock,
     key: Arc<Key>,
-    terms: Terms,
+    options: CheckedOptions,
 }
 
 impl Fixture {
@@ -56,7 +56,7 @@ impl Fixture {
             store,
             clock,
             key: Arc::new(Key::new("", "k".to_owned())),
-            terms: options.check(None).unwrap(),
+            options: options.check(None).unwrap(),
         }
     }
 
@@ -67,12 +67,12 @@ impl Fixture {
             driver: process(&self.store, self.clock.clone()),
             clock: self.clock.clone(),
             key: Arc::clone(&self.key),
-            terms: self.terms,
+            options: self.options,
         }
     }
 
     async fn acquire(&self, patience: Patience) -> Result<Option<HeldLock>, Error> {
-        acquire(&self.driver, &self.key, &self.terms, patience).await
+        acquire(&self.driver, &self.key, &self.options, patience).await
     }
 
     /// Waits for what is to be done in the background.

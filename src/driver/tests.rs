@@ -14,7 +14,7 @@ use crate::backend::{Attempt, Claim, Fences, Grant, Signals};
 use crate::error::Cause;
 use crate::key::Key;
 use crate::keys::{Arrival, Call, Heard, Left, Waiter, Won};
-use crate::options::{Options, Terms};
+use crate::options::{CheckedOptions, Options};
 
 const TTL: Duration = Duration::from_millis(900);
 const EVERY: Duration = Duration::from_millis(300);
@@ -69,7 +69,7 @@ impl Fixture {
 
     fn user_with(&self, key: &str, options: Options) -> User {
         let key = key_of(key);
-        match self.driver.keys.enter(&key, &terms(options), true) {
+        match self.driver.keys.enter(&key, &checked(options), true) {
             Arrival::Turn(state, waiter) | Arrival::Behind(state, waiter) => User {
                 driver: Arc::clone(&self.driver),
                 state,
@@ -109,7 +109,7 @@ impl Fixture {
         match self
             .driver
             .keys
-            .enter(&key_of(key), &terms(Options::default()), false)
+            .enter(&key_of(key), &checked(Options::default()), false)
         {
             Arrival::Turn(state, waiter) => {
                 let left = self.driver.keys.leave(&state, &waiter);
@@ -126,7 +126,7 @@ fn key_of(key: &str) -> Arc<Key> {
     Arc::new(Key::new("", key.to_owned()))
 }
 
-fn terms(options: Options) -> Terms {
+fn checked(options: Options) -> CheckedOptions {
     let options = Options {
         ttl: TTL,
         renew_every: Some(EVERY),

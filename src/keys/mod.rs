@@ -59,7 +59,7 @@ use crate::keys::schedule::Schedule;
 use crate::keys::state::{Locked, Outage, State};
 use crate::keys::waiter::{Reclaimed, Stage};
 use crate::lease::Lease;
-use crate::options::Terms;
+use crate::options::CheckedOptions;
 use crate::sync::Mutex;
 
 pub(crate) use crate::keys::changes::Due;
@@ -138,7 +138,7 @@ impl Keys {
     }
 
     /// Enters a user of a key; one that does not wait goes at once if others are there.
-    pub(crate) fn enter(&self, key: &Arc<Key>, options: &Terms, waits: bool) -> Arrival {
+    pub(crate) fn enter(&self, key: &Arc<Key>, options: &CheckedOptions, waits: bool) -> Arrival {
         loop {
             let Some(state) = self.state_of(key) else {
                 return Arrival::Closed;

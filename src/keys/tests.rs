@@ -85,12 +85,12 @@ impl Fixture {
         }
     }
 
-    pub(super) fn terms(&self) -> Terms {
+    pub(super) fn options(&self) -> CheckedOptions {
         self.options.check(Some(self.key.name())).unwrap()
     }
 
     pub(super) fn enter(&self, waits: bool) -> Arrival {
-        self.keys.enter(&self.key, &self.terms(), waits)
+        self.keys.enter(&self.key, &self.options(), waits)
     }
 
     pub(super) fn first(&self) -> User {
@@ -130,7 +130,7 @@ impl Fixture {
 
     pub(super) fn claim(&self, value: &str) -> Arc<Claim> {
         let key = Arc::clone(&self.key);
-        Arc::new(Claim::new(key, value.into(), self.terms().ttl))
+        Arc::new(Claim::new(key, value.into(), self.options().ttl))
     }
 
     /// One that holds a lease granted now.

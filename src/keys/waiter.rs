@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::backend::{Claim, Grant};
 use crate::error::Fault;
 use crate::lease::Lease;
-use crate::options::Terms;
+use crate::options::CheckedOptions;
 use crate::sync::Mutex;
 
 /// What ends a wait in the process.
@@ -44,7 +44,7 @@ pub(crate) enum News {
 
 #[derive(Debug)]
 pub(crate) struct Waiter {
-    pub(crate) options: Terms,
+    pub(crate) options: CheckedOptions,
     pub(crate) arrived: Instant,
     state: Mutex<State>,
 }
@@ -76,15 +76,15 @@ pub(super) enum Stage {
 }
 
 impl Waiter {
-    pub(super) fn waiting(options: &Terms) -> Arc<Self> {
+    pub(super) fn waiting(options: &CheckedOptions) -> Arc<Self> {
         Self::at(Stage::Waiting, options)
     }
 
-    pub(super) fn contending(options: &Terms) -> Arc<Self> {
+    pub(super) fn contending(options: &CheckedOptions) -> Arc<Self> {
         Self::at(Stage::Contending, options)
     }
 
-    fn at(stage: Stage, options: &Terms) -> Arc<Self> {
+    fn at(stage: Stage, options: &CheckedOptions) -> Arc<Self> {
         Arc::new(Self {
             options: *options,
             arrived: Instant::now(),

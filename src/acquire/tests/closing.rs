@@ -61,11 +61,11 @@ async fn who_waits_behind_a_holder_hears_that_the_thread_has_ended() {
 #[tokio::test(start_paused = true)]
 async fn p10_a_grant_that_came_after_the_close_is_given_back_by_the_driver() {
     let f = Fixture::new();
-    let met = LocalWaiter::enter(&f.driver, &f.key, &f.terms, true);
+    let met = LocalWaiter::enter(&f.driver, &f.key, &f.options, true);
     let Ok(Met::Turn(local)) = met else {
         panic!("somebody is there");
     };
-    let mut contender = Contender::new(&f.driver, &f.key, &f.terms, local, Instant::now(), None);
+    let mut contender = Contender::new(&f.driver, &f.key, &f.options, local, Instant::now(), None);
     let attempt = contender.attempt().await.unwrap();
     let Attempt::Granted { fences, deadline } = attempt else {
         panic!("{attempt:?}");

@@ -4,7 +4,11 @@ use super::*;
 async fn p10_an_acquire_dropped_at_any_await_point_leaves_nothing() {
     for times in 0.. {
         let f = Fixture::new();
-        let foreign = Arc::new(Claim::new(Arc::clone(&f.key), "theirs".into(), f.terms.ttl));
+        let foreign = Arc::new(Claim::new(
+            Arc::clone(&f.key),
+            "theirs".into(),
+            f.options.ttl,
+        ));
         f.store
             .acquire(&foreign, Fences::floor(1), TIMEOUT)
             .await

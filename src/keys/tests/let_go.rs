@@ -173,7 +173,7 @@ fn p9_a_lease_that_its_holder_lets_go_is_not_renewed_any_more() {
     let (holder, _waiter) = (f.first().win_with("v", 1), f.behind());
     assert!(matches!(holder.let_go(), LetGo::Ask { .. }));
     for _ in 0..3 {
-        f.clock.advance(f.terms().ttl / 2);
+        f.clock.advance(f.options().ttl / 2);
         assert!(f.due().is_empty(), "whoever lets go asks for itself");
         assert_eq!(f.keys.fall_asleep(), Some(Moment::NEVER), "no driver spins");
     }
@@ -226,7 +226,7 @@ fn p4_a_lease_that_is_over_is_lost_by_whoever_takes_it_off() {
             let f = Fixture::new();
             let (holder, _waiter) = (f.hold(), f.behind());
             let token = holder.lease.token();
-            f.clock.advance(f.terms().ttl);
+            f.clock.advance(f.options().ttl);
             assert!(!token.is_cancelled(), "the driver stands still");
             if was_read {
                 assert!(holder.lease.is_lost());
@@ -248,7 +248,7 @@ fn p4_a_lease_that_was_let_go_in_time_fires_no_token() {
         let (token, claim) = (lease.token(), Arc::clone(&holder.claim));
         assert!(matches!(holder.let_go(), LetGo::Ask { .. }));
         // While its holder's request is under way.
-        f.clock.advance(2 * f.terms().ttl);
+        f.clock.advance(2 * f.options().ttl);
         assert!(lease.is_lost());
         let taken_off = if is_kept {
             let deadline = claim.deadline(f.clock.now());
@@ -279,7 +279,7 @@ fn what_is_lost_for_sure_needs_no_release() {
 fn p9_a_turn_ends_although_the_driver_hears_that_a_ceded_lease_is_gone() {
     let f = Fixture::new();
     let (holder, mut waiter) = (f.first().win_with("v", 1), f.behind());
-    f.clock.advance(f.terms().ttl / 2);
+    f.clock.advance(f.options().ttl / 2);
     let due = f.due();
     let [Due::Ask(question)] = &due[..] else {
         panic!("{due:?}");

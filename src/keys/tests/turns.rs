@@ -146,7 +146,7 @@ fn a_contender_whose_turn_was_taken_may_yet_win() {
     );
     let holder = unpolled.win_with("unpolled", 1_000);
     assert!(!f.is_free(), "K2: the turn is the next one's");
-    f.clock.advance(f.terms().ttl / 2);
+    f.clock.advance(f.options().ttl / 2);
     assert_eq!(f.due().len(), 1, "K7: it is renewed");
     let LetGo::Release(taken_off) = holder.let_go() else {
         panic!("K4: nobody waits for its turn");
