@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::acquire::{Patience, acquire};
+use crate::acquire::{Wait, acquire};
 use crate::backend::Signals;
 use crate::driver::{HeldLock, Share};
 use crate::error::{Error, Fault};
@@ -191,10 +191,10 @@ impl Lock {
     /// ```
     pub async fn lock(&self) -> Result<LockGuard, Error> {
         let options = self.checked_options()?;
-        let hold = acquire(&self.handle, &self.key, &options, Patience::Unbounded).await?;
+        let hold = acquire(&self.handle, &self.key, &options, Wait::Unbounded).await?;
         match hold {
             Some(hold) => Ok(self.guard(hold)),
-            None => unreachable!("unbounded patience does not end"),
+            None => unreachable!("an unbounded wait does not end"),
         }
     }
 
@@ -217,7 +217,7 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn try_lock(&self) -> Result<Option<LockGuard>, Error> {
         let options = self.checked_options()?;
-        let hold = acquire(&self.handle, &self.key, &options, Patience::None).await?;
+        let hold = acquire(&self.handle, &self.key, &options, Wait::None).await?;
         Ok(hold.map(|hold| self.guard(hold)))
     }
 
@@ -241,8 +241,8 @@ impl Lock {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn try_lock_for(&self, limit: Duration) -> Result<Option<LockGuard>, Error> {
         let options = self.checked_options()?;
-        let patience = Patience::Until(Instant::now() + wait_of(limit));
-        let hold = acquire(&self.handle, &self.key, &options, patience).await?;
+        let wait = Wait::Until(Instant::now() + wait_of(limit));
+        let hold = acquire(&self.handle, &self.key, &options, wait).await?;
         Ok(hold.map(|hold| self.guard(hold)))
     }
 

@@ -35,13 +35,13 @@ const LONGEST_POLL: Duration = Duration::from_millis(50);
 
 /// How long to wait for somebody else's release.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Patience {
+pub(crate) enum Wait {
     None,
     Until(Instant),
     Unbounded,
 }
 
-impl Patience {
+impl Wait {
     /// When the wait for a holder ends.
     fn end(self) -> Option<Instant> {
         match self {
@@ -61,14 +61,14 @@ impl Patience {
     }
 }
 
-/// Acquires a lock; `None` if somebody else had it for as long as the patience lasted.
+/// Acquires a lock; `None` if somebody else had it for the whole wait.
 pub(crate) async fn acquire(
     driver: &Arc<Driver>,
     key: &Arc<Key>,
     options: &CheckedOptions,
-    patience: Patience,
+    wait: Wait,
 ) -> Result<Option<HeldLock>, Error> {
-    let waits = !matches!(patience, Patience::None);
+    let waits = !matches!(wait, Wait::None);
     loop {
         let (local, since) = match LocalWaiter::enter(driver, key, options, waits)? {
             Met::Turn(local) => {
@@ -78,7 +78,7 @@ pub(crate) async fn acquire(
             // Whether somebody else has the lock nobody knows while the store is silent (P13).
             Met::Taken(Some(fault)) => return Err(fault.about(Some(key.name()))),
             Met::Taken(None) => return Ok(None),
-            Met::Others(mut local) => match called(&mut local, driver, patience).await? {
+            Met::Others(mut local) => match called(&mut local, driver, wait).await? {
                 None => return Ok(None),
                 Some(Call::Outage(fault)) => return Err(fault.about(Some(key.name()))),
                 Some(Call::Contend { silent_since }) => {
@@ -98,8 +98,8 @@ pub(crate) async fn acquire(
             },
         };
         let (state, waiter) = (Arc::clone(&local.state), Arc::clone(&local.waiter));
-        let contender = Contender::new(driver, key, options, local, since, patience.limit());
-        let mut contend = pin!(contender.contend(patience.end()));
+        let contender = Contender::new(driver, key, options, local, since, wait.limit());
+        let mut contend = pin!(contender.contend(wait.end()));
         return poll_fn(|context| {
             if waiter.note_poll(context) {
                 contend.as_mut().poll(context)
@@ -115,12 +115,12 @@ pub(crate) async fn acquire(
 async fn called(
     local: &mut LocalWaiter<'_>,
     driver: &Driver,
-    patience: Patience,
+    wait: Wait,
 ) -> Result<Option<Call>, Error> {
     tokio::select! {
         biased;
         call = local.called() => call.map(Some),
-        () = pass(patience.end()) => match driver.keys.outage(&local.state) {
+        () = pass(wait.end()) => match driver.keys.outage(&local.state) {
             Some(fault) => Err(fault.about(Some(local.state.key.name()))),
             None => Ok(None),
         },
@@ -203,7 +203,7 @@ impl<'a> Contender<'a> {
             match attempt {
                 Ok(Attempt::Granted { fences, deadline }) => match self.won(fences, deadline) {
                     Ok(won) => return self.hold(won).await,
-                    Err(fault) => self.put_up_with(fault).await?,
+                    Err(fault) => self.pause_after(fault).await?,
                 },
                 Ok(Attempt::Held { ttl }) => {
                     self.withdraw();
@@ -228,7 +228,7 @@ impl<'a> Contender<'a> {
                 }
                 Err(fault) => {
                     self.withdraw();
-                    self.put_up_with(fault).await?;
+                    self.pause_after(fault).await?;
                 }
             }
             if self.is_listening {
@@ -314,7 +314,7 @@ impl<'a> Contender<'a> {
     }
 
     /// Waits before the next try at a server that did not answer, or gives up.
-    async fn put_up_with(&mut self, fault: Fault) -> Result<(), Error> {
+    async fn pause_after(&mut self, fault: Fault) -> Result<(), Error> {
         let next = self.next_try(fault)?;
         sleep_until(next).await;
         Ok(())

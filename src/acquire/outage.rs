@@ -1,4 +1,4 @@
-//! How long an acquisition puts up with a server that cannot be reached or does not answer.
+//! How long an acquisition goes on while the server cannot be reached or does not answer.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const LAST_REQUEST: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Outage {
     outage_limit: Duration,
-    /// The end of the caller's patience, if it has one.
+    /// The end of the caller's wait, if it has one.
     limit: Option<Instant>,
     since: Instant,
     retry: Backoff,
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_ends_with_the_callers_patience() {
+    async fn it_ends_when_the_caller_stops_waiting() {
         let second = Duration::from_secs(1);
         let mut outage = Outage::new(10 * second, Some(Instant::now() + second), Instant::now());
         assert_eq!(outage.bound(10 * second), second);

@@ -71,8 +71,8 @@ impl Fixture {
         }
     }
 
-    async fn acquire(&self, patience: Patience) -> Result<Option<HeldLock>, Error> {
-        acquire(&self.driver, &self.key, &self.options, patience).await
+    async fn acquire(&self, wait: Wait) -> Result<Option<HeldLock>, Error> {
+        acquire(&self.driver, &self.key, &self.options, wait).await
     }
 
     /// Waits for what is to be done in the background.
@@ -93,7 +93,7 @@ impl Fixture {
         assert!(self.is_free().await, "P10: {what}");
         assert_eq!(self.store.doubts(), 0, "{what}");
         self.store.always(None);
-        let next = self.acquire(Patience::None).await.unwrap();
+        let next = self.acquire(Wait::None).await.unwrap();
         assert!(next.is_some(), "the key is blocked: {what}");
     }
 }
@@ -119,7 +119,7 @@ async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
 #[tokio::test(start_paused = true)]
 async fn a_release_whose_answer_was_lost_did_free_the_lock() {
     let f = Fixture::new();
-    let lock = f.acquire(Patience::None).await.unwrap().expect("a lock");
+    let lock = f.acquire(Wait::None).await.unwrap().expect("a lock");
     f.store.next([Trouble::LoseAnswer]);
     assert_eq!(lock.release().await.unwrap(), Released::Freed);
     assert_eq!(f.store.releases(), 2);
@@ -131,11 +131,11 @@ async fn a_key_that_is_used_leaves_nothing_behind() {
     for _ in 0..3 {
         let (released, ()) = tokio::join!(
             async {
-                let lock = f.acquire(Patience::Unbounded).await.unwrap();
+                let lock = f.acquire(Wait::Unbounded).await.unwrap();
                 lock.expect("a lock").release().await
             },
             async {
-                let lock = f.acquire(Patience::Unbounded).await.unwrap();
+                let lock = f.acquire(Wait::Unbounded).await.unwrap();
                 drop(lock.expect("a lock"));
             },
         );

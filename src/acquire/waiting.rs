@@ -110,7 +110,7 @@ impl Contender<'_> {
                     match self.won(fences, deadline) {
                         Ok(won) => return self.hold(won).await,
                         Err(fault) => {
-                            self.put_up_with(fault).await?;
+                            self.pause_after(fault).await?;
                             continue;
                         }
                     }

@@ -4,13 +4,13 @@ use super::*;
 async fn closing_ends_an_acquire_that_waits() {
     let f = Fixture::new();
     f.store.always(Some(Trouble::Hang));
-    let waiting = f.acquire(Patience::Unbounded);
+    let waiting = f.acquire(Wait::Unbounded);
     let close = async { f.driver.close() };
     let (end, ()) = tokio::join!(waiting, close);
     assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
     f.store.always(None);
     assert!(f.is_free().await, "P10");
-    let late = f.acquire(Patience::None).await;
+    let late = f.acquire(Wait::None).await;
     assert!(matches!(late, Err(Error::Closed { .. })), "{late:?}");
 }
 
@@ -18,7 +18,7 @@ async fn closing_ends_an_acquire_that_waits() {
 async fn p10_a_grant_that_comes_as_the_locker_closes_is_given_back() {
     let f = Fixture::new();
     f.store.next([Trouble::Dawdle]);
-    let acquire = f.acquire(Patience::Unbounded);
+    let acquire = f.acquire(Wait::Unbounded);
     let close = async { f.driver.close() };
     let (end, ()) = tokio::join!(acquire, close);
     assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
@@ -37,20 +37,20 @@ async fn end_the_thread(f: &Fixture) {
 async fn p10_a_grant_that_comes_when_the_thread_has_ended_is_given_back() {
     let f = Fixture::new();
     f.store.next([Trouble::Dawdle]);
-    let acquire = f.acquire(Patience::Unbounded);
+    let acquire = f.acquire(Wait::Unbounded);
     let (end, ()) = tokio::join!(acquire, end_the_thread(&f));
     assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
     let holder = f.store.holder(&f.key, TIMEOUT).await.unwrap();
     assert_eq!(holder, None);
-    let late = f.acquire(Patience::None).await;
+    let late = f.acquire(Wait::None).await;
     assert!(matches!(late, Err(Error::Closed { .. })), "{late:?}");
 }
 
 #[tokio::test]
 async fn who_waits_behind_a_holder_hears_that_the_thread_has_ended() {
     let f = Fixture::new();
-    let lock = f.acquire(Patience::None).await.unwrap().expect("a lock");
-    let waiting = f.acquire(Patience::Unbounded);
+    let lock = f.acquire(Wait::None).await.unwrap().expect("a lock");
+    let waiting = f.acquire(Wait::Unbounded);
     let (end, ()) = tokio::join!(waiting, end_the_thread(&f));
     assert!(matches!(end, Err(Error::Closed { .. })), "{end:?}");
     let reason = lock.lease().lost_reason();

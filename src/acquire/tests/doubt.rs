@@ -24,7 +24,7 @@ async fn p10_an_acquire_dropped_at_any_await_point_leaves_nothing() {
             f.store.next([Trouble::HangAfter, Trouble::Dawdle]);
             f.store.force_release(&f.key, TIMEOUT).await.unwrap();
         };
-        let waiting = async { tokio::join!(f.acquire(Patience::Unbounded), free).0 };
+        let waiting = async { tokio::join!(f.acquire(Wait::Unbounded), free).0 };
         let outcome = poll_times(waiting, times).await;
         let done = outcome.is_some();
         drop(outcome);
@@ -42,11 +42,11 @@ async fn p10_an_acquire_dropped_at_any_await_point_leaves_nothing() {
 async fn p10_a_doubt_outlasts_an_answer_that_came_another_way() {
     let f = Fixture::new();
     let other = f.beside();
-    let lock = other.acquire(Patience::None).await.unwrap();
+    let lock = other.acquire(Wait::None).await.unwrap();
     // The first request is under way still when a second one is answered.
     f.store.next([Trouble::Hang]);
     let limit = Instant::now() + 2 * TIMEOUT;
-    assert!(f.acquire(Patience::Until(limit)).await.unwrap().is_none());
+    assert!(f.acquire(Wait::Until(limit)).await.unwrap().is_none());
     f.settled().await;
     assert_eq!(f.store.doubts(), 0, "nobody undoes the first request");
     drop(lock);
@@ -56,7 +56,7 @@ async fn p10_a_doubt_outlasts_an_answer_that_came_another_way() {
 async fn p10_a_doubt_outlasts_a_guard_that_was_lost() {
     let f = Fixture::new();
     f.store.next([Trouble::Hang]);
-    let lock = f.acquire(Patience::None).await.unwrap().expect("a lock");
+    let lock = f.acquire(Wait::None).await.unwrap().expect("a lock");
     lock.lease().lose(LostReason::Removed);
     drop(lock);
     f.settled().await;

@@ -5,7 +5,7 @@ async fn p13_faults_are_retried() {
     let f = Fixture::new();
     f.store
         .next([Trouble::Fail, Trouble::Hang, Trouble::LoseAnswer]);
-    let lock = f.acquire(Patience::None).await.unwrap().expect("a lock");
+    let lock = f.acquire(Wait::None).await.unwrap().expect("a lock");
     assert_eq!(f.store.acquires(), 4);
     assert!(!lock.lease().is_lost());
 }
@@ -13,11 +13,11 @@ async fn p13_faults_are_retried() {
 #[tokio::test(start_paused = true)]
 async fn p13_a_dead_store_is_unavailable_after_the_time_told() {
     for trouble in [Trouble::Fail, Trouble::Hang] {
-        for patience in [Patience::None, Patience::Unbounded] {
+        for wait in [Wait::None, Wait::Unbounded] {
             let f = Fixture::new();
             f.store.always(Some(trouble));
             let began = Instant::now();
-            let error = f.acquire(patience).await.unwrap_err();
+            let error = f.acquire(wait).await.unwrap_err();
             assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
             let took = began.elapsed();
             assert!(took >= GIVE_UP && took < GIVE_UP + TIMEOUT, "{took:?}");
@@ -35,7 +35,7 @@ async fn p13_those_behind_hear_of_a_dead_store_when_their_own_time_is_over() {
         let waiter = async |late: Duration| {
             tokio::time::sleep(late).await;
             let began = Instant::now();
-            let error = f.acquire(Patience::Unbounded).await.unwrap_err();
+            let error = f.acquire(Wait::Unbounded).await.unwrap_err();
             assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
             let took = began.elapsed();
             let soon = GIVE_UP + 2 * TIMEOUT;
@@ -59,19 +59,19 @@ async fn p13_those_behind_hear_of_a_dead_store_when_their_own_time_is_over() {
 async fn p13_a_dead_store_is_never_taken_for_those_behind() {
     let f = Fixture::new();
     f.store.always(Some(Trouble::Fail));
-    let mut first = pin!(f.acquire(Patience::Unbounded));
+    let mut first = pin!(f.acquire(Wait::Unbounded));
     let limit = Instant::now() + GIVE_UP / 2;
     tokio::select! {
         end = &mut first => panic!("{end:?}"),
-        end = f.acquire(Patience::Until(limit)) => {
+        end = f.acquire(Wait::Until(limit)) => {
             assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
         }
     }
-    let end = f.acquire(Patience::None).await;
+    let end = f.acquire(Wait::None).await;
     assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
     f.store.always(None);
     let lock = first.await.unwrap();
-    let end = f.acquire(Patience::None).await;
+    let end = f.acquire(Wait::None).await;
     assert!(matches!(end, Ok(None)), "{end:?}");
     drop(lock);
 }
@@ -82,7 +82,7 @@ async fn a_limited_wait_for_a_dead_store_ends_in_time() {
     f.store.always(Some(Trouble::Hang));
     let limit = Duration::from_millis(1500);
     let began = Instant::now();
-    let error = f.acquire(Patience::Until(began + limit)).await.unwrap_err();
+    let error = f.acquire(Wait::Until(began + limit)).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
     assert!(began.elapsed() >= limit && began.elapsed() < limit + TIMEOUT);
 }
@@ -91,12 +91,8 @@ async fn a_limited_wait_for_a_dead_store_ends_in_time() {
 async fn the_time_for_a_dead_store_counts_from_the_last_answer() {
     let f = Fixture::new();
     let other = f.beside();
-    let lock = other
-        .acquire(Patience::None)
-        .await
-        .unwrap()
-        .expect("a lock");
-    let waiting = f.acquire(Patience::Unbounded);
+    let lock = other.acquire(Wait::None).await.unwrap().expect("a lock");
+    let waiting = f.acquire(Wait::Unbounded);
     let trouble = async {
         tokio::time::sleep(10 * GIVE_UP).await;
         f.store.always(Some(Trouble::Fail));
@@ -112,7 +108,7 @@ async fn the_time_for_a_dead_store_counts_from_the_last_answer() {
 async fn a_refusal_for_good_ends_the_acquire_at_once() {
     let f = Fixture::new();
     f.store.next([Trouble::Refuse]);
-    let error = f.acquire(Patience::Unbounded).await.unwrap_err();
+    let error = f.acquire(Wait::Unbounded).await.unwrap_err();
     assert!(matches!(error, Error::Refused { .. }), "{error:?}");
     assert_eq!(f.store.acquires(), 1);
     f.assert_nothing_left("after a refusal").await;
@@ -123,23 +119,23 @@ async fn a_refusal_for_good_ends_the_acquire_at_once() {
 async fn p13_an_outage_that_is_over_is_not_told_any_more() {
     let f = Fixture::new();
     let other = f.beside();
-    let lock = other.acquire(Patience::None).await.unwrap();
+    let lock = other.acquire(Wait::None).await.unwrap();
     f.store.always(Some(Trouble::Fail));
     let limit = Instant::now() + TIMEOUT;
     let mut second = pin!(async {
         tokio::time::sleep(TIMEOUT / 2).await;
-        f.acquire(Patience::Unbounded).await
+        f.acquire(Wait::Unbounded).await
     });
     tokio::select! {
         end = &mut second => panic!("{end:?}"),
-        end = f.acquire(Patience::Until(limit)) => {
+        end = f.acquire(Wait::Until(limit)) => {
             assert!(matches!(end, Err(Error::Unavailable { .. })), "{end:?}");
         }
     }
     f.store.always(None);
     let soon = tokio::time::timeout(TIMEOUT, &mut second).await;
     assert!(soon.is_err(), "somebody else has the lock");
-    let end = f.acquire(Patience::None).await;
+    let end = f.acquire(Wait::None).await;
     assert!(matches!(end, Ok(None)), "{end:?}");
     drop(lock);
 }
