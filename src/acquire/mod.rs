@@ -134,8 +134,8 @@ struct Contender<'a> {
     options: &'a CheckedOptions,
     claim: Arc<Claim>,
     /// A request was sent that may have been, or may yet be, granted. An answer does not settle
-    /// that: an earlier request may be on another way. The backend knows.
-    in_doubt: bool,
+    /// that: an earlier request may be on another connection. The backend knows.
+    may_be_granted: bool,
     /// The claim has, or may have, a place in the queue of Redis.
     is_queued: bool,
     /// It hears of grants and changes.
@@ -159,7 +159,7 @@ impl<'a> Contender<'a> {
             driver,
             options,
             claim: fresh_claim(driver, key, options),
-            in_doubt: false,
+            may_be_granted: false,
             is_queued: false,
             is_listening: false,
             outage: Outage::new(options.outage_limit, limit, since),
@@ -280,7 +280,7 @@ impl<'a> Contender<'a> {
     fn start_anew(&mut self) {
         self.driver.clean_up(&self.claim, self.is_queued);
         self.claim = fresh_claim(self.driver, &self.claim.key, self.options);
-        self.in_doubt = false;
+        self.may_be_granted = false;
         if std::mem::take(&mut self.is_listening) {
             self.listen();
         }
@@ -294,7 +294,7 @@ impl<'a> Contender<'a> {
             Box::pin(self.driver.connect(within)).await?;
         }
         let fences = Fences::floor(self.fences_wanted());
-        self.in_doubt = true;
+        self.may_be_granted = true;
         let backend = &self.driver.backend;
         backend.acquire(&self.claim, fences, within).await
     }
@@ -361,7 +361,7 @@ impl<'a> Contender<'a> {
 
     /// Holds what was won, unless the locker was closed meanwhile: then it is given back.
     async fn hold(mut self, won: Won) -> Result<Option<HeldLock>, Error> {
-        self.in_doubt = false;
+        self.may_be_granted = false;
         self.is_queued = false;
         let local = self.local.take().expect("it does not hold yet");
         let lock = local.hold(won);
@@ -381,7 +381,7 @@ impl<'a> Contender<'a> {
 
 impl Drop for Contender<'_> {
     fn drop(&mut self) {
-        if self.in_doubt || self.is_queued {
+        if self.may_be_granted || self.is_queued {
             self.driver.clean_up(&self.claim, self.is_queued);
         }
     }

@@ -1,6 +1,6 @@
 mod closing;
-mod doubt;
 mod outage;
+mod unsettled;
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -91,7 +91,7 @@ impl Fixture {
 
     async fn assert_nothing_left(&self, what: &str) {
         assert!(self.is_free().await, "P10: {what}");
-        assert_eq!(self.store.doubts(), 0, "{what}");
+        assert_eq!(self.store.unsettled(), 0, "{what}");
         self.store.always(None);
         let next = self.acquire(Wait::None).await.unwrap();
         assert!(next.is_some(), "the key is blocked: {what}");

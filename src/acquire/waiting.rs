@@ -162,7 +162,7 @@ impl Contender<'_> {
     async fn beat(&mut self, queue: &dyn Queue) -> Result<Heard, Fault> {
         let within = self.within();
         let fences = Fences::floor(self.fences_wanted());
-        self.in_doubt = true;
+        self.may_be_granted = true;
         self.waiter().forget_news();
         tokio::select! {
             biased;

@@ -64,7 +64,7 @@ struct State {
     looks: u32,
     releases: u32,
     /// Values of which some acquire was not answered.
-    doubts: HashSet<Arc<str>>,
+    unsettled: HashSet<Arc<str>>,
 }
 
 impl Faulty {
@@ -107,8 +107,8 @@ impl Faulty {
     }
 
     /// How many claims might be granted without anybody's knowing.
-    pub(crate) fn doubts(&self) -> usize {
-        self.state.lock().doubts.len()
+    pub(crate) fn unsettled(&self) -> usize {
+        self.state.lock().unsettled.len()
     }
 
     fn trouble(&self, count: fn(&mut State) -> &mut u32) -> Option<Trouble> {
@@ -176,17 +176,17 @@ impl Backend for Faulty {
         Box::pin(async move {
             let trouble = self.trouble(|state| &mut state.acquires);
             let call = Box::pin(async move { self.memory.acquire(claim, fences, within).await });
-            let known = !self.state.lock().doubts.insert(Arc::clone(&claim.value));
+            let known = !self.state.lock().unsettled.insert(Arc::clone(&claim.value));
             let answer = self.answer(trouble, within, None, call).await;
             if answer.is_ok() && !known {
-                self.state.lock().doubts.remove(&claim.value);
+                self.state.lock().unsettled.remove(&claim.value);
             }
             answer
         })
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
-        if !self.state.lock().doubts.remove(&claim.value) {
+        if !self.state.lock().unsettled.remove(&claim.value) {
             return None;
         }
         let (memory, claim) = (Arc::clone(&self.memory), Arc::clone(claim));

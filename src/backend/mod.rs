@@ -28,7 +28,7 @@ use crate::key::Key;
 
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, Fault>> + Send + 'a>>;
 
-/// A release that was sent behind a request in doubt, over the same connection and on its runtime,
+/// A release that was sent behind an unsettled request, over the same connection and on its runtime,
 /// so that it cannot overtake that request.
 pub(crate) type SentBehind = JoinHandle<Result<Freed, Fault>>;
 

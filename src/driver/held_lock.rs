@@ -198,7 +198,7 @@ impl HeldLock {
     /// There is nothing left to release: the turn goes on.
     fn finish(&mut self, taken_off: TakenOff) {
         self.end = End::Done;
-        // An earlier request of this value may be on another way yet (P10).
+        // An earlier request of this value may be on another connection yet (P10).
         self.driver.clean_up(&self.claim, false);
         if let Some(holder) = &taken_off.holder {
             self.driver.keys.end_turn(&self.state, holder).wake();

@@ -15,7 +15,7 @@ use crate::keys::{KeyState, Waiter};
 const FIRST_RETRY: Duration = Duration::from_millis(5);
 const LONGEST_RETRY: Duration = Duration::from_millis(500);
 /// How long a release that was answered counts as pending for the sake of what is left of it: the
-/// slowest server of a quorum, or what was sent behind a request in doubt.
+/// slowest server of a quorum, or what was sent behind an unsettled request.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// Counts as a pending release for as long as it lives.

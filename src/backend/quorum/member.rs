@@ -71,7 +71,7 @@ impl Member for Server {
                 Argument::Number(fences.first),
                 Argument::Number(fences.last()),
             ];
-            let (reply, doubt) = self
+            let (reply, request) = self
                 .create(
                     claim,
                     &script::RESTORE,
@@ -81,7 +81,7 @@ impl Member for Server {
                 )
                 .await?;
             let restored = reply.number()? == 1;
-            doubt.settle();
+            request.settle();
             Ok(restored)
         })
     }

@@ -47,12 +47,12 @@ impl Server {
         let mut tries = TRIES;
         loop {
             tries -= 1;
-            let connection = self.way(until, within).await?;
-            let way = Arc::clone(&connection);
-            let note = note(&way);
-            let reply = self.call_over(connection, script, keys, arguments, until, listen);
+            let connection = self.connection(until, within).await?;
+            let note = note(&connection);
+            let used = Arc::clone(&connection);
+            let reply = self.call_over(used, script, keys, arguments, until, listen);
             match reply.await {
-                Err(Failure::Fault(_)) if tries > 0 && way.is_broken() => {}
+                Err(Failure::Fault(_)) if tries > 0 && connection.is_broken() => {}
                 reply => return reply.map(|reply| (reply, note)),
             }
         }
@@ -68,25 +68,25 @@ impl Server {
         within: Duration,
     ) -> Result<Reply, Failure> {
         let until = Instant::now() + within;
-        let mut connection = self.way(until, within).await?;
+        let mut connection = self.connection(until, within).await?;
         for _ in 1..TRIES {
             if connection.ping(until).await.is_ok() || !connection.is_broken() {
                 break;
             }
-            connection = self.way(until, within).await?;
+            connection = self.connection(until, within).await?;
         }
         self.call_over(connection, script, keys, arguments, until, Listen::No)
             .await
     }
 
     /// A connection for a request that has to arrive: not necessarily this runtime's.
-    pub(in crate::backend) async fn way(
+    pub(in crate::backend) async fn connection(
         &self,
         until: Instant,
         within: Duration,
     ) -> Result<Arc<Connection>, Failure> {
-        let way = self.connections.get_or_borrow(until, within).await;
-        way.map_err(Failure::Fault)
+        let connection = self.connections.get_or_borrow(until, within).await;
+        connection.map_err(Failure::Fault)
     }
 
     pub(in crate::backend) async fn call_over(

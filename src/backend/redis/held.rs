@@ -27,7 +27,8 @@ impl Server {
         ];
         // What the server does not tell, it does not echo.
         let is_told = listen == Listen::Yes;
-        let begin = |way: &Arc<Connection>| is_told.then(|| self.begin_write(way, claim));
+        let begin =
+            |connection: &Arc<Connection>| is_told.then(|| self.begin_write(connection, claim));
         let called = self.call_noted(&script::RENEW, &keys, &arguments, within, listen, begin);
         let (reply, write) = called.await.map_err(|failure| self.fault(failure))?;
         match reply.number()? {
@@ -105,11 +106,11 @@ impl Server {
     }
 
     /// Notes that a request is about to be sent that may write a key that it reads.
-    fn begin_write(&self, way: &Arc<Connection>, claim: &Claim) -> Write {
+    fn begin_write(&self, connection: &Arc<Connection>, claim: &Claim) -> Write {
         let key = Arc::clone(claim.key.name());
-        way.echoes().begin(&key);
+        connection.echoes().begin(&key);
         Write {
-            way: Arc::clone(way),
+            connection: Arc::clone(connection),
             key,
             signals: Arc::clone(self.connections.signals()),
             lives_until: None,
@@ -119,7 +120,7 @@ impl Server {
 
 /// A request that may write a lock key, and may be echoed, for as long as it is under way.
 struct Write {
-    way: Arc<Connection>,
+    connection: Arc<Connection>,
     key: Arc<str>,
     signals: Arc<dyn Signals>,
     lives_until: Option<Moment>,
@@ -134,7 +135,7 @@ impl Write {
 
 impl Drop for Write {
     fn drop(&mut self) {
-        if self.way.echoes().end(&self.key, self.lives_until) {
+        if self.connection.echoes().end(&self.key, self.lives_until) {
             self.signals.changed(Some(&self.key));
         }
     }

@@ -31,7 +31,7 @@ use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::connections::Connections;
 use crate::backend::redis::reply::{Reply, remaining};
 use crate::backend::redis::script::{Argument, Script};
-use crate::backend::redis::unsettled::{Doubt, Doubts};
+use crate::backend::redis::unsettled::{UnsettledRequest, UnsettledRequests};
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
     Signals,
@@ -49,7 +49,7 @@ pub(crate) struct Server {
     pub(in crate::backend) connections: Arc<Connections>,
     pub(in crate::backend) clock: Clock,
     role: Role,
-    doubts: Doubts,
+    unsettled: UnsettledRequests,
     /// A key that nobody has, and whether it was seen that the user has the rights that it takes.
     probe: String,
     is_checked: AtomicBool,
@@ -78,7 +78,7 @@ impl Server {
             connections: Arc::new(Connections::new(client, signals, limit)?),
             clock,
             role,
-            doubts: Doubts::default(),
+            unsettled: UnsettledRequests::default(),
             probe: format!("{prefix}redlease-probe:{}", Uuid::new_v4()),
             is_checked: AtomicBool::new(false),
         })
@@ -108,7 +108,7 @@ impl Server {
         } else {
             &all[..3]
         };
-        let (reply, doubt) = self.create(claim, script, keys, arguments, within).await?;
+        let (reply, request) = self.create(claim, script, keys, arguments, within).await?;
         let granted = |fences| {
             Ok(Attempt::Granted {
                 fences,
@@ -124,11 +124,11 @@ impl Server {
                 ttl: ttl.and_then(remaining),
             }),
         };
-        doubt.settle();
+        request.settle();
         attempt
     }
 
-    /// Calls a script that may set the lock key. The claim is in doubt until the reply was
+    /// Calls a script that may set the lock key. The request is unsettled until the reply was
     /// understood.
     pub(in crate::backend) async fn create<'a>(
         &'a self,
@@ -137,15 +137,15 @@ impl Server {
         keys: &[&str],
         arguments: &script::Arguments<'_>,
         within: Duration,
-    ) -> Result<(Reply, Doubt<'a>), Fault> {
+    ) -> Result<(Reply, UnsettledRequest<'a>), Fault> {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
-        let doubt = self.doubts.raise(claim, &connection);
+        let request = self.unsettled.begin(claim, &connection);
         let reply = self
             .call_over(connection, script, keys, arguments, until, Listen::No)
             .await
             .map_err(|failure| self.fault(failure))?;
-        Ok((reply, doubt))
+        Ok((reply, request))
     }
 
     /// Calls a script that may give the lock to the next waiter, with `more` arguments behind those
@@ -159,10 +159,9 @@ impl Server {
         within: Duration,
     ) -> Result<Reply, Failure> {
         let until = Instant::now() + within;
-        let connection = self.way(until, within).await?;
-        let way = Arc::clone(&connection);
+        let connection = self.connection(until, within).await?;
         let value = Argument::Text(&claim.value);
-        let channel = Argument::Text(way.channel());
+        let channel = Argument::Text(connection.channel());
         let back = self.to_give_back(claim);
         let [used, reserved] = back.unwrap_or([Argument::Text(""); 2]);
         let needed = match back {
@@ -175,7 +174,7 @@ impl Server {
         arguments[needed..count].copy_from_slice(more);
         let keys = claim.key.with_queue();
         self.call_over(
-            connection,
+            Arc::clone(&connection),
             script,
             &keys,
             &arguments[..count],
@@ -227,12 +226,12 @@ impl Backend for Server {
     }
 
     fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
-        let send_behind = |way: Arc<Connection>| {
-            let runtime = way.runtime().clone();
-            runtime.spawn(leave_over(way, Arc::clone(claim)))
+        let send_behind = |connection: Arc<Connection>| {
+            let runtime = connection.runtime().clone();
+            runtime.spawn(leave_over(connection, Arc::clone(claim)))
         };
         Some(
-            self.doubts
+            self.unsettled
                 .take(claim)?
                 .into_iter()
                 .map(send_behind)
@@ -269,7 +268,7 @@ impl Backend for Server {
         Box::pin(async move {
             let reply = self.give_up(&script::RELEASE, claim, &[], within).await;
             if let Ok(reply) = &reply {
-                self.doubts.settle(claim, &reply.connection);
+                self.unsettled.settle(claim, &reply.connection);
             }
             self.freed(reply)
         })

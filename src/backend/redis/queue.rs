@@ -21,7 +21,7 @@ impl Server {
     ) -> Result<Beat, Fault> {
         let until = Instant::now() + within;
         let connection = self.connections.get(until).await?;
-        let doubt = self.doubts.raise(claim, &connection);
+        let request = self.unsettled.begin(claim, &connection);
         let count = match self.role {
             Role::Alone => fences.count,
             // The quorum takes numbers when it has a majority.
@@ -68,7 +68,7 @@ impl Server {
             [3, _] => Err(reply.no_counter(claim)),
             _ => return Err(reply.unexpected()),
         };
-        doubt.settle();
+        request.settle();
         beat
     }
 }
@@ -88,7 +88,7 @@ impl Queue for Server {
             let (keys, arguments) = (claim.key.with_queue(), leaving(claim));
             let reply = self.call(&script::LEAVE, &keys, &arguments, within).await;
             if let Ok(reply) = &reply {
-                self.doubts.settle(claim, &reply.connection);
+                self.unsettled.settle(claim, &reply.connection);
             }
             self.freed(reply)
         })

@@ -1,4 +1,4 @@
-//! Claims that may be granted without anybody's knowing.
+//! Requests that may set a lock key and were not answered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,53 +9,54 @@ use parking_lot::Mutex;
 use crate::backend::Claim;
 use crate::backend::redis::connection::Connection;
 
-/// Values of which a request was cut short that can set the key, and the ways it was sent: it may
-/// be carried out yet (P10).
+/// The requests that were cut short and can set the key of their claim, by the claim's value: the
+/// connections over which they were sent. They may be carried out yet (P10).
 #[derive(Default)]
-pub(in crate::backend) struct Doubts {
-    ways: Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>,
+pub(in crate::backend) struct UnsettledRequests {
+    connections: Mutex<HashMap<Arc<str>, Vec<Arc<Connection>>>>,
     /// How many values there are: as a rule none, which every release asks. Whoever asks about a
-    /// value comes after those that put it in doubt, and so sees at least that one.
+    /// value comes after its requests were cut short, and so sees at least that one.
     count: AtomicUsize,
 }
 
-impl Doubts {
-    /// Holds a claim in doubt until the answer was understood.
-    pub(in crate::backend) fn raise<'a>(
+impl UnsettledRequests {
+    /// Notes that a request is about to be sent. It is unsettled until its answer was understood.
+    pub(in crate::backend) fn begin<'a>(
         &'a self,
         claim: &'a Claim,
-        way: &Arc<Connection>,
-    ) -> Doubt<'a> {
-        Doubt {
-            doubts: self,
+        connection: &Arc<Connection>,
+    ) -> UnsettledRequest<'a> {
+        UnsettledRequest {
+            all: self,
             claim,
-            way: Some(Arc::clone(way)),
+            connection: Some(Arc::clone(connection)),
         }
     }
 
-    /// Ends the doubt about a claim: the ways on which its key may yet be set, if there are any.
+    /// Forgets the requests of a claim. Returns the connections over which its key may yet be set,
+    /// if there are any.
     pub(in crate::backend) fn take(&self, claim: &Claim) -> Option<Vec<Arc<Connection>>> {
         if self.is_empty() {
             return None;
         }
-        let mut doubts = self.ways.lock();
-        let ways = doubts.remove(&claim.value);
-        self.count.store(doubts.len(), Ordering::Release);
-        ways
+        let mut unsettled = self.connections.lock();
+        let connections = unsettled.remove(&claim.value);
+        self.count.store(unsettled.len(), Ordering::Release);
+        connections
     }
 
-    /// A request of this value was answered on a way, and so every earlier one on it has run; what
-    /// was sent on other ways stays in doubt.
-    pub(in crate::backend) fn settle(&self, claim: &Claim, way: &Arc<Connection>) {
+    /// A request of this value was answered over a connection, and so every earlier one on it has
+    /// run. What was sent over other connections stays unsettled.
+    pub(in crate::backend) fn settle(&self, claim: &Claim, connection: &Arc<Connection>) {
         if self.is_empty() {
             return;
         }
-        let mut doubts = self.ways.lock();
-        if let Some(ways) = doubts.get_mut(&claim.value) {
-            ways.retain(|known| !Arc::ptr_eq(known, way));
-            if ways.is_empty() {
-                doubts.remove(&claim.value);
-                self.count.store(doubts.len(), Ordering::Release);
+        let mut unsettled = self.connections.lock();
+        if let Some(connections) = unsettled.get_mut(&claim.value) {
+            connections.retain(|known| !Arc::ptr_eq(known, connection));
+            if connections.is_empty() {
+                unsettled.remove(&claim.value);
+                self.count.store(unsettled.len(), Ordering::Release);
             }
         }
     }
@@ -65,32 +66,35 @@ impl Doubts {
     }
 }
 
-/// A claim as possibly granted, from before a request is sent until it is answered. Dropped before
-/// that, it stays in doubt.
-pub(in crate::backend) struct Doubt<'a> {
-    doubts: &'a Doubts,
+/// A request that may set the key, from before it is sent until it is answered. Dropped before
+/// that, it stays unsettled.
+pub(in crate::backend) struct UnsettledRequest<'a> {
+    all: &'a UnsettledRequests,
     claim: &'a Claim,
-    way: Option<Arc<Connection>>,
+    connection: Option<Arc<Connection>>,
 }
 
-impl Doubt<'_> {
+impl UnsettledRequest<'_> {
     /// The request was answered.
     pub(in crate::backend) fn settle(mut self) {
-        if let Some(way) = self.way.take() {
-            self.doubts.settle(self.claim, &way);
+        if let Some(connection) = self.connection.take() {
+            self.all.settle(self.claim, &connection);
         }
     }
 }
 
-impl Drop for Doubt<'_> {
+impl Drop for UnsettledRequest<'_> {
     fn drop(&mut self) {
-        if let Some(way) = self.way.take() {
-            let mut doubts = self.doubts.ways.lock();
-            let ways = doubts.entry(Arc::clone(&self.claim.value)).or_default();
-            if !ways.iter().any(|known| Arc::ptr_eq(known, &way)) {
-                ways.push(way);
+        if let Some(connection) = self.connection.take() {
+            let mut unsettled = self.all.connections.lock();
+            let connections = unsettled.entry(Arc::clone(&self.claim.value)).or_default();
+            if !connections
+                .iter()
+                .any(|known| Arc::ptr_eq(known, &connection))
+            {
+                connections.push(connection);
             }
-            self.doubts.count.store(doubts.len(), Ordering::Release);
+            self.all.count.store(unsettled.len(), Ordering::Release);
         }
     }
 }

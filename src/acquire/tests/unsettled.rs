@@ -48,7 +48,7 @@ async fn p10_a_doubt_outlasts_an_answer_that_came_another_way() {
     let limit = Instant::now() + 2 * TIMEOUT;
     assert!(f.acquire(Wait::Until(limit)).await.unwrap().is_none());
     f.settled().await;
-    assert_eq!(f.store.doubts(), 0, "nobody undoes the first request");
+    assert_eq!(f.store.unsettled(), 0, "nobody undoes the first request");
     drop(lock);
 }
 
@@ -60,5 +60,5 @@ async fn p10_a_doubt_outlasts_a_guard_that_was_lost() {
     lock.lease().lose(LostReason::Removed);
     drop(lock);
     f.settled().await;
-    assert_eq!(f.store.doubts(), 0, "nobody undoes the first request");
+    assert_eq!(f.store.unsettled(), 0, "nobody undoes the first request");
 }
