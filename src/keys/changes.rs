@@ -138,7 +138,7 @@ impl Keys {
         if concerns_held && !known.held.is_empty() {
             let now = self.clock.now();
             for held in &mut known.held {
-                held.doubt(now);
+                held.look_soon(now);
             }
             self.refile(state, &mut known);
         }
@@ -184,7 +184,7 @@ impl Signals for Keys {
         // holds belongs to nobody any more: pass the lock on, at once. But only one of ours: anybody
         // may write to the channel, and name a value of somebody else's (P6).
         let is_held = known.held.iter().any(|h| *h.claim.value == *grant.value);
-        if !is_held && let Some(claim) = known.departed(&grant.value) {
+        if !is_held && let Some(claim) = known.claim_that_left(&grant.value) {
             drop(known);
             self.unwanted.lock().push(claim);
             self.schedule.wake();

@@ -221,9 +221,10 @@ impl HeldClaim {
         }
     }
 
-    /// Has Redis asked at once, for a look: a renewal could be what was told of (see
-    /// `backend/redis/echo.rs`), and would be told of again.
-    pub(super) fn doubt(&mut self, now: Moment) {
+    /// Has the driver look at the key, at once or when the question under way is answered. Not
+    /// renew: a renewal of ours may be the change that Redis told of (`backend/redis/echo.rs`),
+    /// and would be told of again.
+    pub(super) fn look_soon(&mut self, now: Moment) {
         if self.in_flight {
             self.again = true;
         } else {
@@ -266,7 +267,7 @@ impl HeldClaim {
     /// same, the driver looks again.
     pub(super) fn gone(&mut self, asked_by_driver: bool, now: Moment) {
         self.in_flight &= !asked_by_driver;
-        self.doubt(now);
+        self.look_soon(now);
     }
 
     /// A question came to no answer.

@@ -268,7 +268,7 @@ impl Keys {
     pub(crate) fn queue(&self, state: &Arc<KeyState>, waiter: &Arc<Waiter>, claim: &Arc<Claim>) {
         let mut known = state.lock();
         if let Some(former) = waiter.queue(claim) {
-            self.note_departed(&mut known, former);
+            self.note_left_queue(&mut known, former);
         }
     }
 
@@ -415,12 +415,12 @@ impl Keys {
     /// It waits in Redis no longer.
     fn forget_queued(&self, known: &mut State, waiter: &Waiter) {
         if let Some(claim) = waiter.unqueue() {
-            self.note_departed(known, claim);
+            self.note_left_queue(known, claim);
         }
     }
 
-    fn note_departed(&self, known: &mut State, claim: Arc<Claim>) {
-        known.note_departed(claim);
+    fn note_left_queue(&self, known: &mut State, claim: Arc<Claim>) {
+        known.note_left_queue(claim);
         known.remembered_until = Some(self.clock.now() + REMEMBERED);
     }
 

@@ -19,7 +19,7 @@ use crate::sync::{Mutex, MutexGuard};
 
 /// So many claims that waited in Redis are remembered. A grant for one that waited before them
 /// stays until it expires, after a waiter's life.
-const DEPARTED: usize = 256;
+const REMEMBERED_CLAIMS: usize = 256;
 
 pub(super) type Locked<'a> = MutexGuard<'a, State>;
 
@@ -46,8 +46,8 @@ pub(super) struct State {
     pub(super) was_contended: bool,
     /// The claims that waited in Redis and do not any more, the newest in front: a heartbeat of
     /// theirs may yet run.
-    departed: VecDeque<Arc<Claim>>,
-    /// Until when `was_contended` and `departed` are worth remembering.
+    left_queue: VecDeque<Arc<Claim>>,
+    /// Until when `was_contended` and `left_queue` are worth remembering.
     pub(super) remembered_until: Option<Moment>,
     /// The moment under which the key is in the schedule (K10).
     pub(super) wake: Option<Moment>,
@@ -185,14 +185,17 @@ impl State {
         place.map(|place| self.held.swap_remove(place))
     }
 
-    pub(super) fn note_departed(&mut self, claim: Arc<Claim>) {
-        self.departed.truncate(DEPARTED - 1);
-        self.departed.push_front(claim);
+    pub(super) fn note_left_queue(&mut self, claim: Arc<Claim>) {
+        self.left_queue.truncate(REMEMBERED_CLAIMS - 1);
+        self.left_queue.push_front(claim);
     }
 
     /// The claim of this value that waited in Redis, and does not any more.
-    pub(super) fn departed(&self, value: &str) -> Option<Arc<Claim>> {
-        let mut same = self.departed.iter().filter(|claim| *claim.value == *value);
+    pub(super) fn claim_that_left(&self, value: &str) -> Option<Arc<Claim>> {
+        let mut same = self
+            .left_queue
+            .iter()
+            .filter(|claim| *claim.value == *value);
         same.next().cloned()
     }
 

@@ -165,7 +165,7 @@ fn a_grant_that_was_heard_twice_is_not_passed_on_while_it_is_held() {
 }
 
 #[test]
-fn so_many_departed_are_remembered() {
+fn so_many_claims_that_left_are_remembered() {
     let f = Fixture::new();
     let contender = f.first();
     for number in 0..300 {
