@@ -102,7 +102,7 @@ impl Contender<'_> {
                     told,
                 })) => {
                     if told && !self.waiter().has_grant() {
-                        queue.note_untold();
+                        queue.note_missed_grant();
                     }
                     if !has_waited {
                         driver.keys.note_contention(self.state(), false);

@@ -25,7 +25,7 @@ pub(crate) struct Nobody;
 
 impl Signals for Nobody {
     fn changed(&self, _key: Option<&str>) {}
-    fn deaf(&self, _runtime: runtime::Id) {}
+    fn pushes_missed(&self, _runtime: runtime::Id) {}
     fn granted(&self, _grant: Grant) {}
 }
 

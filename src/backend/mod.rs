@@ -149,7 +149,7 @@ pub(crate) trait Queue: Send + Sync {
     fn leave<'a>(&'a self, claim: &'a Arc<Claim>, within: Duration) -> Answer<'a, Freed>;
 
     /// A grant was sent to us and did not arrive.
-    fn note_untold(&self);
+    fn note_missed_grant(&self);
 }
 
 /// What a store tells without being asked. All of it is hints: any of it may be missing (P11).
@@ -157,8 +157,8 @@ pub(crate) trait Signals: Send + Sync + fmt::Debug + 'static {
     /// Somebody changed the key, or all of them (`None`).
     fn changed(&self, key: Option<&str>);
 
-    /// Signals were or may have been missed on the connection of `runtime`.
-    fn deaf(&self, runtime: runtime::Id);
+    /// Pushes were or may have been missed on the connection of `runtime`.
+    fn pushes_missed(&self, runtime: runtime::Id);
 
     /// A releaser gave a lock to a waiter of this process.
     fn granted(&self, grant: Grant);

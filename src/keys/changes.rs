@@ -165,7 +165,7 @@ impl Signals for Keys {
         }
     }
 
-    fn deaf(&self, runtime: runtime::Id) {
+    fn pushes_missed(&self, runtime: runtime::Id) {
         // Only what the driver asks is tracked on behalf of leases that are held.
         self.tell_all(self.driver.is_none_or(|driver| driver == runtime));
     }

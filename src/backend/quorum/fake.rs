@@ -243,7 +243,7 @@ impl Queue for Fake {
         self.release(claim, within)
     }
 
-    fn note_untold(&self) {}
+    fn note_missed_grant(&self) {}
 }
 
 impl Member for Fake {

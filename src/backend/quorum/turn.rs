@@ -78,8 +78,8 @@ impl Signals for Hints {
         self.signals.changed(key);
     }
 
-    fn deaf(&self, runtime: runtime::Id) {
-        self.signals.deaf(runtime);
+    fn pushes_missed(&self, runtime: runtime::Id) {
+        self.signals.pushes_missed(runtime);
     }
 
     /// Wakes the waiter by a lease that is over, so that it asks at once.
@@ -186,7 +186,7 @@ impl Quorum {
             if let Beat::Granted { told: true, .. } = beat
                 && stake.with_ticket(Ticket::is_called) == Some(false)
             {
-                seat.member.as_queue().note_untold();
+                seat.member.as_queue().note_missed_grant();
             }
             return Ok(beat);
         }
@@ -338,5 +338,5 @@ impl Queue for Quorum {
     }
 
     /// Each server is told when its own message did not come.
-    fn note_untold(&self) {}
+    fn note_missed_grant(&self) {}
 }

@@ -27,7 +27,7 @@ pub(crate) struct Connection {
     /// Whether the server can be asked to tell of changes over it.
     pub(super) tracks: bool,
     /// Whether the server tells of grants and changes over it.
-    pub(super) hears_pushes: bool,
+    pub(super) gets_pushes: bool,
     /// RESP3 was refused in a way that may have been a passing fault.
     pub(super) is_provisional: bool,
     /// What a request found that broke the connection.

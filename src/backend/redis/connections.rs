@@ -35,17 +35,17 @@ use crate::backend::redis::pace::Pace;
 use crate::error::Fault;
 
 /// How long waiters do without pushes after one did not come.
-const DOUBT: Duration = Duration::from_secs(10);
+const WITHOUT_PUSHES: Duration = Duration::from_secs(10);
 /// An opening gets at least this long before an impatient caller begins another.
 const SLOW_OPENING: Duration = Duration::from_millis(250);
 /// A provisional connection is used this long before another attempt to open a full one.
-const IN_DOUBT: Duration = Duration::from_secs(60);
+const PROVISIONAL: Duration = Duration::from_secs(60);
 
 /// The connections to one server, one for each runtime.
 pub(crate) struct Connections {
     opener: Arc<Opener>,
     /// A push did not come: until when waiters do without.
-    deaf_until: Mutex<Option<Instant>>,
+    no_pushes_until: Mutex<Option<Instant>>,
     slots: Arc<Slots>,
 }
 
@@ -80,7 +80,7 @@ impl Connections {
     ) -> Result<Self, RedisError> {
         Ok(Self {
             opener: Arc::new(Opener::new(client, signals, limit)?),
-            deaf_until: Mutex::default(),
+            no_pushes_until: Mutex::default(),
             slots: Arc::default(),
         })
     }
@@ -233,16 +233,16 @@ impl Connections {
 
     /// Whether pushes over a connection can be counted on for speed. They never are for
     /// correctness (P11).
-    pub(crate) fn hears_pushes(&self, connection: &Connection) -> bool {
-        let deaf_until = *self.deaf_until.lock();
-        connection.hears_pushes && deaf_until.is_none_or(|until| until <= Instant::now())
+    pub(crate) fn counts_on_pushes(&self, connection: &Connection) -> bool {
+        let no_pushes_until = *self.no_pushes_until.lock();
+        connection.gets_pushes && no_pushes_until.is_none_or(|until| until <= Instant::now())
     }
 
     /// A push did not come: does without for a while. It may have been lost with a connection, or
     /// never be sent.
     pub(crate) fn note_missed_push(&self) {
-        *self.deaf_until.lock() = Some(Instant::now() + DOUBT);
-        self.opener.say_deaf("a grant was not told");
+        *self.no_pushes_until.lock() = Some(Instant::now() + WITHOUT_PUSHES);
+        self.opener.warn_of_no_pushes("a grant was not told");
     }
 }
 
@@ -308,7 +308,7 @@ impl Slot {
         let mut state = self.state.lock();
         let usable = state.usable();
         if let Some(connection) = &usable
-            && !(connection.is_provisional && state.pace.was_calm_for(now, IN_DOUBT))
+            && !(connection.is_provisional && state.pace.was_calm_for(now, PROVISIONAL))
         {
             return Found::Connection(Arc::clone(connection));
         }

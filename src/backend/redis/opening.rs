@@ -56,7 +56,7 @@ pub(super) struct Opener {
     /// Something on the way swallows pushes, even those that answer a request.
     swallowed: AtomicBool,
     opened: AtomicU64,
-    said_deaf: AtomicBool,
+    has_warned: AtomicBool,
     /// Whether the server tells of our own writes.
     evidence: Arc<Evidence>,
 }
@@ -82,7 +82,7 @@ impl Opener {
             resp2_until: Mutex::default(),
             swallowed: AtomicBool::new(false),
             opened: AtomicU64::new(0),
-            said_deaf: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
             evidence: Arc::default(),
         })
     }
@@ -100,7 +100,7 @@ impl Opener {
         let until = Instant::now() + self.limit;
         if self.settings().protocol() == ProtocolVersion::RESP2 {
             let connection = self.open_resp2(until).await?;
-            self.say_deaf("RESP2 was asked for");
+            self.warn_of_no_pushes("RESP2 was asked for");
             return Ok(connection);
         }
         let mut refusal = None;
@@ -118,7 +118,7 @@ impl Opener {
             Some(Refusal::Other) => connection.is_provisional = true,
             None => {}
         }
-        self.say_deaf("the server does not speak RESP3");
+        self.warn_of_no_pushes("the server does not speak RESP3");
         Ok(connection)
     }
 
@@ -144,11 +144,11 @@ impl Opener {
             match self.subscribe(&connection, until).await? {
                 Subscription::Swallowed => {
                     self.swallowed.store(true, Ordering::Relaxed);
-                    self.say_deaf("something on the way swallows them");
+                    self.warn_of_no_pushes("something on the way swallows them");
                 }
                 confirmed_or_refused => {
                     let is_subscribed = confirmed_or_refused == Subscription::Confirmed;
-                    connection.hears_pushes = connection.tracks && is_subscribed;
+                    connection.gets_pushes = connection.tracks && is_subscribed;
                     return Ok(Ok(connection));
                 }
             }
@@ -222,7 +222,7 @@ impl Opener {
                 number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
                 channel: format!("redlease:{}", Uuid::new_v4()),
                 tracks: false,
-                hears_pushes: false,
+                gets_pushes: false,
                 is_provisional: false,
                 end: OnceLock::new(),
             })),
@@ -245,7 +245,7 @@ impl Opener {
                 Ok(_) => {}
                 Err(Failure::Fault(fault)) if !declines(&fault) => return Err(fault),
                 Err(_) => {
-                    self.say_deaf("the server does not track keys for clients");
+                    self.warn_of_no_pushes("the server does not track keys for clients");
                     return Ok(false);
                 }
             }
@@ -282,15 +282,15 @@ impl Opener {
             Ok(_) => Ok(Subscription::Swallowed),
             Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
             Err(_) => {
-                self.say_deaf("the server does not let us subscribe");
+                self.warn_of_no_pushes("the server does not let us subscribe");
                 Ok(Subscription::Refused)
             }
         }
     }
 
     /// Says once that waiters and holders fall back to heartbeats alone.
-    pub(super) fn say_deaf(&self, why: &'static str) {
-        if !self.said_deaf.swap(true, Ordering::Relaxed) {
+    pub(super) fn warn_of_no_pushes(&self, why: &'static str) {
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
             let server = Arc::clone(&self.server);
             emit(move || {
                 tracing::warn!(

@@ -60,7 +60,7 @@ impl Drop for Watcher {
         self.health.note_broken();
         // Nothing was read over one that could not be opened.
         if self.health.is_used() {
-            self.signals.deaf(self.runtime);
+            self.signals.pushes_missed(self.runtime);
         }
     }
 }

@@ -62,7 +62,7 @@ impl Server {
                 Ok(Beat::Waiting(Standing {
                     first: first == 1,
                     ttl: remaining(ttl),
-                    pushes: self.connections.hears_pushes(&connection),
+                    pushes: self.connections.counts_on_pushes(&connection),
                 }))
             }
             [3, _] => Err(reply.no_counter(claim)),
@@ -94,7 +94,7 @@ impl Queue for Server {
         })
     }
 
-    fn note_untold(&self) {
+    fn note_missed_grant(&self) {
         self.connections.note_missed_push();
     }
 }

@@ -185,7 +185,7 @@ fn p4_the_loss_of_another_connection_is_not_about_leases_that_are_held() {
     let keys = Arc::new(Keys::new(f.clock.clone(), Some(driver)));
     let f = Fixture { keys, ..f };
     let holder = f.grown_up();
-    f.keys.deaf(other);
+    f.keys.pushes_missed(other);
     assert!(f.due().is_empty());
     f.keys.changed(Some("another"));
     assert!(f.due().is_empty());
@@ -207,7 +207,7 @@ fn p4_all_is_looked_at_when_the_drivers_connection_was_lost() {
         holder.looked(Some(holder.lease.deadline()));
     }
     assert!(f.due().is_empty());
-    f.keys.deaf(driver);
+    f.keys.pushes_missed(driver);
     assert_eq!(extends(&f.due()), [false, false]);
 }
 

@@ -49,7 +49,9 @@ fn p11_all_hear_that_messages_were_missed() {
     for user in &users {
         user.queue("v");
     }
-    let ways: [&dyn Fn(); 2] = [&|| f.keys.changed(None), &|| f.keys.deaf(id(&runtime))];
+    let ways: [&dyn Fn(); 2] = [&|| f.keys.changed(None), &|| {
+        f.keys.pushes_missed(id(&runtime))
+    }];
     for tell in ways {
         tell();
         for user in &users {
