@@ -21,14 +21,14 @@ static SAID: LazyLock<Mutex<Vec<u8>>> = LazyLock::new(|| {
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
         .with_ansi(false)
-        .with_writer(|| Ear)
+        .with_writer(|| Log)
         .init();
     Mutex::default()
 });
 
-struct Ear;
+struct Log;
 
-impl io::Write for Ear {
+impl io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         SAID.lock().extend_from_slice(bytes);
         Ok(bytes.len())

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::backend::Listen;
 use crate::backend::redis::echo::Echoes;
-use crate::backend::redis::error_class::{Verdict, is_forbidden, mentions};
+use crate::backend::redis::error_class::{ErrorClass, is_forbidden, mentions};
 use crate::backend::redis::health::Health;
 use crate::backend::redis::requests::{Message, Sender};
 use crate::error::{Cause, Fault};
@@ -135,14 +135,14 @@ impl Connection {
             self.health.note_answer();
             return Failure::WrongType(self.fault(true, error));
         }
-        let verdict = Verdict::on_request(&error);
-        let fault = self.fault(verdict == Verdict::Permanent, error);
-        match verdict {
-            Verdict::Reopen => {
+        let class = ErrorClass::on_request(&error);
+        let fault = self.fault(class == ErrorClass::Permanent, error);
+        match class {
+            ErrorClass::Reopen => {
                 let _ = self.end.set(fault.clone());
                 self.health.note_broken();
             }
-            Verdict::Permanent | Verdict::Retry => self.health.note_answer(),
+            ErrorClass::Permanent | ErrorClass::Retry => self.health.note_answer(),
         }
         Failure::Fault(fault)
     }

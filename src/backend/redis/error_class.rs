@@ -6,7 +6,7 @@ use crate::error::Fault;
 
 /// What an error means for the request and for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum ErrorClass {
     /// No retry can help.
     Permanent,
     /// The connection is of no more use; a new one may be.
@@ -15,7 +15,7 @@ pub(crate) enum Verdict {
     Retry,
 }
 
-impl Verdict {
+impl ErrorClass {
     pub(crate) fn on_opening(error: &RedisError) -> Self {
         match error.kind() {
             _ if was_cut_off(error) => Self::Reopen,
@@ -237,8 +237,8 @@ mod tests {
             "ERR user_script:1: attempt to compare nil with number script: f_0, on @user_script:1.",
         ] {
             assert_eq!(
-                Verdict::on_request(&error(line)),
-                Verdict::Permanent,
+                ErrorClass::on_request(&error(line)),
+                ErrorClass::Permanent,
                 "{line}"
             );
         }
@@ -266,7 +266,11 @@ mod tests {
             "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -OOM command \
              not allowed when used memory > 'maxmemory'.",
         ] {
-            assert_eq!(Verdict::on_request(&error(line)), Verdict::Retry, "{line}");
+            assert_eq!(
+                ErrorClass::on_request(&error(line)),
+                ErrorClass::Retry,
+                "{line}"
+            );
         }
     }
 
@@ -278,35 +282,39 @@ mod tests {
             "ERR Error running script (call to f_0): @user_script:1: @user_script: 1: -READONLY \
              You can't write against a read only replica.",
         ] {
-            assert_eq!(Verdict::on_request(&error(line)), Verdict::Reopen, "{line}");
+            assert_eq!(
+                ErrorClass::on_request(&error(line)),
+                ErrorClass::Reopen,
+                "{line}"
+            );
         }
     }
 
     #[test]
     fn a_connection_that_ends_is_replaced_and_one_that_is_forbidden_is_not() {
-        for (kind, verdict, refusal) in [
+        for (kind, class, refusal) in [
             (
                 io::ErrorKind::BrokenPipe,
-                Verdict::Reopen,
+                ErrorClass::Reopen,
                 Some(Refusal::Other),
             ),
             (
                 io::ErrorKind::ConnectionReset,
-                Verdict::Reopen,
+                ErrorClass::Reopen,
                 Some(Refusal::Other),
             ),
             (
                 io::ErrorKind::UnexpectedEof,
-                Verdict::Reopen,
+                ErrorClass::Reopen,
                 Some(Refusal::Other),
             ),
-            (io::ErrorKind::ConnectionRefused, Verdict::Reopen, None),
-            (io::ErrorKind::NotFound, Verdict::Reopen, None),
-            (io::ErrorKind::TimedOut, Verdict::Reopen, None),
-            (io::ErrorKind::PermissionDenied, Verdict::Permanent, None),
+            (io::ErrorKind::ConnectionRefused, ErrorClass::Reopen, None),
+            (io::ErrorKind::NotFound, ErrorClass::Reopen, None),
+            (io::ErrorKind::TimedOut, ErrorClass::Reopen, None),
+            (io::ErrorKind::PermissionDenied, ErrorClass::Permanent, None),
         ] {
             let error = RedisError::from(io::Error::from(kind));
-            assert_eq!(Verdict::on_request(&error), verdict, "{kind}");
+            assert_eq!(ErrorClass::on_request(&error), class, "{kind}");
             assert_eq!(Refusal::of_resp3(&error), refusal, "{kind}");
         }
     }

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::backend::Signals;
 use crate::backend::redis::connection::{Connection, Failure, no_answer};
 use crate::backend::redis::echo::{Echoes, Evidence};
-use crate::backend::redis::error_class::{Refusal, Verdict, declines, wants_no_user_name};
+use crate::backend::redis::error_class::{ErrorClass, Refusal, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
 use crate::backend::redis::push::Watcher;
 use crate::backend::redis::requests::Sender;
@@ -308,7 +308,7 @@ impl Opener {
 
     fn fault(&self, error: RedisError) -> Fault {
         Fault {
-            permanent: Verdict::on_opening(&error) == Verdict::Permanent,
+            permanent: ErrorClass::on_opening(&error) == ErrorClass::Permanent,
             server: Arc::clone(&self.server),
             cause: Cause::new(error),
         }

@@ -62,7 +62,7 @@ fn p11_all_hear_that_messages_were_missed() {
 }
 
 #[test]
-fn news_is_forgotten_when_it_is_heeded() {
+fn news_is_forgotten_when_it_is_acted_on() {
     let f = Fixture::new();
     let contender = f.first();
     contender.queue("v");
