@@ -71,11 +71,11 @@ impl Quorum {
             );
         });
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
+        for (member, server) in self.servers.iter().enumerate() {
             if !agreeing.contains(&member) {
-                let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
+                let (server, claim) = (Arc::clone(server), Arc::clone(claim));
                 round.ask(member, async move {
-                    seat.member.raise(&claim, fences, within).await
+                    server.backend.raise(&claim, fences, within).await
                 });
             }
         }

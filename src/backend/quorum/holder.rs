@@ -17,11 +17,11 @@ impl Quorum {
         within: Duration,
     ) -> Result<Option<Holder>, Fault> {
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
+        for (member, server) in self.servers.iter().enumerate() {
+            let (server, key) = (Arc::clone(server), Arc::clone(key));
             round.ask(
                 member,
-                async move { seat.member.holder(&key, within).await },
+                async move { server.backend.holder(&key, within).await },
             );
         }
         let mut holders: Vec<Option<Holder>> = Vec::new();

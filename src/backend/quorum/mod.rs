@@ -42,7 +42,7 @@ mod release;
 mod renew;
 mod repair;
 mod round;
-mod seat;
+mod server;
 pub(crate) mod stake;
 mod turn;
 
@@ -66,7 +66,7 @@ use crate::key::Key;
 use self::calls::Calls;
 pub(crate) use self::member::Member;
 use self::round::Round;
-use self::seat::Seat;
+use self::server::QuorumServer;
 use self::stake::{Stake, Vote};
 pub(crate) use self::turn::Hints;
 
@@ -86,7 +86,7 @@ const LARGEST_BLOCK: u64 = 100;
 
 /// A majority of backends, as one.
 pub(crate) struct Quorum {
-    seats: Vec<Arc<Seat>>,
+    servers: Vec<Arc<QuorumServer>>,
     majority: usize,
     name: Arc<str>,
     /// The servers by name, which is the order in which their queues are used.
@@ -110,20 +110,20 @@ impl Quorum {
             at_random_until: Mutex::default(),
             majority: members.len() / 2 + 1,
             name: format!("{} servers ({})", members.len(), addresses.join(", ")).into(),
-            seats: members.into_iter().map(Seat::new).collect(),
+            servers: members.into_iter().map(QuorumServer::new).collect(),
             driver: OnceLock::new(),
         }
     }
 
     fn stake<'a>(&self, claim: &'a Claim) -> &'a Arc<Stake> {
-        let members = self.seats.len();
+        let members = self.servers.len();
         let stake = || Box::new(Arc::new(Stake::new(members))) as _;
         known(&**claim.at_store.get_or_init(stake))
     }
 
     /// How many servers can fail without preventing a majority.
     fn minority(&self) -> usize {
-        self.seats.len() - self.majority
+        self.servers.len() - self.majority
     }
 
     async fn acquire(
@@ -133,7 +133,7 @@ impl Quorum {
         within: Duration,
     ) -> Result<Attempt, Fault> {
         let within = within.min(claim.ttl / SHARE_OF_TTL);
-        let all: Vec<_> = (0..self.seats.len()).collect();
+        let all: Vec<_> = (0..self.servers.len()).collect();
         let votes = self.ask(claim, fences, within, &all, Vec::new()).await;
         if votes.grants.len() >= self.majority {
             return self.win(claim, votes, fences, within).await;
@@ -169,11 +169,11 @@ impl Quorum {
             grants,
         };
         for &member in members {
-            let (seat, claim) = (Arc::clone(&self.seats[member]), Arc::clone(claim));
+            let (server, claim) = (Arc::clone(&self.servers[member]), Arc::clone(claim));
             stake.note_asked(member);
             let asked = stake.create(member, async move {
-                let request = seat.member.acquire(&claim, fences, within);
-                seat.timed(request).await
+                let request = server.backend.acquire(&claim, fences, within);
+                server.timed(request).await
             });
             let stake = Arc::clone(stake);
             votes.late.ask(member, async move {
@@ -231,7 +231,7 @@ impl Quorum {
     /// How long after its start a round waits for the others when a majority has answered and has
     /// not decided: they may split the vote for as long as a silent server is waited for.
     fn patience<T>(&self, start: Instant, round: &Round<T>) -> Duration {
-        let missing = round.members().map(|member| self.seats[member].usual());
+        let missing = round.members().map(|member| self.servers[member].usual());
         let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
         (start.elapsed() * (LATENESS + 1) + LEAST_PATIENCE).max(usual)
     }
@@ -240,10 +240,10 @@ impl Quorum {
     async fn connect(&self, driver: &Handle, within: Duration) -> Result<(), Fault> {
         let _ = self.driver.set(driver.clone());
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, driver) = (Arc::clone(seat), driver.clone());
+        for (member, server) in self.servers.iter().enumerate() {
+            let (server, driver) = (Arc::clone(server), driver.clone());
             round.ask(member, async move {
-                seat.timed(seat.member.connect(&driver, within)).await
+                server.timed(server.backend.connect(&driver, within)).await
             });
         }
         let mut connected = 0;

@@ -24,9 +24,12 @@ impl Quorum {
         let mut gone = 0;
         let mut faults = Vec::new();
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
+        for (member, server) in self.servers.iter().enumerate() {
             if stake.may_be_at(member) {
-                round.ask(member, seat.free(claim, Arc::clone(stake), member, within));
+                round.ask(
+                    member,
+                    server.free(claim, Arc::clone(stake), member, within),
+                );
             } else {
                 gone += 1;
             }
@@ -56,7 +59,7 @@ impl Quorum {
         stake.end();
         let mut round = Round::new();
         for &Vote { member, .. } in grants {
-            let free = self.seats[member].free(claim, Arc::clone(stake), member, within);
+            let free = self.servers[member].free(claim, Arc::clone(stake), member, within);
             round.ask(member, free);
         }
         while let Some((member, answer)) = round.next().await {
@@ -70,9 +73,9 @@ impl Quorum {
     pub(super) fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
         let stake = known(&**claim.at_store.get()?);
         stake.end();
-        let others = self.seats.iter().enumerate();
+        let others = self.servers.iter().enumerate();
         let others = others.filter(|(member, _)| !stake.is_releasing(*member));
-        let sent = others.filter_map(|(_, seat)| seat.member.disown(claim));
+        let sent = others.filter_map(|(_, server)| server.backend.disown(claim));
         let sent: Vec<_> = sent.flatten().collect();
         (stake.is_left() || !sent.is_empty()).then_some(sent)
     }
@@ -84,10 +87,10 @@ impl Quorum {
         within: Duration,
     ) -> Result<bool, Fault> {
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, key) = (Arc::clone(seat), Arc::clone(key));
+        for (member, server) in self.servers.iter().enumerate() {
+            let (server, key) = (Arc::clone(server), Arc::clone(key));
             round.ask(member, async move {
-                seat.member.force_release(&key, within).await
+                server.backend.force_release(&key, within).await
             });
         }
         let mut freed = 0;

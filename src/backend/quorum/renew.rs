@@ -18,10 +18,10 @@ impl Quorum {
         within: Duration,
     ) -> Result<Renewal, Fault> {
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
+        for (member, server) in self.servers.iter().enumerate() {
+            let (server, claim) = (Arc::clone(server), Arc::clone(claim));
             round.ask(member, async move {
-                seat.member.renew(&claim, listen, within).await
+                server.backend.renew(&claim, listen, within).await
             });
         }
         let mut deadlines = Vec::new();
@@ -60,11 +60,11 @@ impl Quorum {
     /// Looks at the key on all servers. Who answers much later than the majority is not waited for.
     pub(super) async fn look(&self, claim: &Arc<Claim>, within: Duration) -> Result<Look, Fault> {
         let mut round = Round::new();
-        for (member, seat) in self.seats.iter().enumerate() {
-            let (seat, claim) = (Arc::clone(seat), Arc::clone(claim));
+        for (member, server) in self.servers.iter().enumerate() {
+            let (server, claim) = (Arc::clone(server), Arc::clone(claim));
             round.ask(
                 member,
-                async move { seat.member.look(&claim, within).await },
+                async move { server.backend.look(&claim, within).await },
             );
         }
         let mut untils = Vec::new();
@@ -110,9 +110,9 @@ impl Quorum {
             // release's to count.
             return;
         }
-        for (member, seat) in self.seats.iter().enumerate() {
+        for (member, server) in self.servers.iter().enumerate() {
             if stake.may_be_at(member) {
-                tokio::spawn(seat.free(claim, Arc::clone(stake), member, within));
+                tokio::spawn(server.free(claim, Arc::clone(stake), member, within));
             }
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backend::quorum::Quorum;
 use crate::backend::quorum::round::Round;
-use crate::backend::quorum::seat::Seat;
+use crate::backend::quorum::server::QuorumServer;
 use crate::backend::quorum::stake::Stake;
 use crate::backend::{Attempt, Claim, Renewal};
 use crate::backoff::Backoff;
@@ -73,15 +73,15 @@ impl Quorum {
         // The caller's runtime may not be driven any more when the grant is in its hands.
         let driver = self.driver.get().cloned();
         let driver = driver.unwrap_or_else(Handle::current);
-        let seats = self.seats.clone();
+        let servers = self.servers.clone();
         let stake = Arc::clone(self.stake(claim));
         let claim = Arc::clone(claim);
         let repair = move |member: usize| {
-            let (seat, claim) = (Arc::clone(&seats[member]), Arc::clone(&claim));
+            let (server, claim) = (Arc::clone(&servers[member]), Arc::clone(&claim));
             let stake = Arc::clone(&stake);
             driver.spawn(async move {
                 sleep(pause).await;
-                repair(seat, claim, stake, member, within).await;
+                repair(server, claim, stake, member, within).await;
             });
         };
         lacking.into_iter().for_each(&repair);
@@ -97,7 +97,7 @@ impl Quorum {
 
 /// Gives a server the key, as soon as nobody else has it there.
 async fn repair(
-    seat: Arc<Seat>,
+    server: Arc<QuorumServer>,
     claim: Arc<Claim>,
     stake: Arc<Stake>,
     member: usize,
@@ -107,11 +107,11 @@ async fn repair(
     let until = Instant::now() + LONGEST_REPAIR.min(claim.ttl / SHARE_OF_TTL);
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     while Instant::now() < until {
-        let (asked, claimed) = (Arc::clone(&seat), Arc::clone(&claim));
-        let request = async move { asked.member.restore(&claimed, fences, within).await };
+        let (asked, claimed) = (Arc::clone(&server), Arc::clone(&claim));
+        let request = async move { asked.backend.restore(&claimed, fences, within).await };
         match stake.create(member, request).await {
             Some(Ok(true)) => {
-                let server = seat.member.server();
+                let server = server.backend.server();
                 return emit(move || {
                     tracing::debug!(
                         lock = %claim.key.name(),

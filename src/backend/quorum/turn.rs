@@ -136,7 +136,7 @@ impl Quorum {
         let within = within.min(claim.ttl / SHARE_OF_TTL);
         if let Some(vote) = stake.vote() {
             // Kept alive, so that it stays nobody else's turn.
-            let server = &self.seats[vote.member].member;
+            let server = &self.servers[vote.member].backend;
             match server.renew(claim, Listen::No, within).await {
                 Ok(Renewal::Renewed { deadline }) => {
                     stake.keep_vote(Some(Vote { deadline, ..vote }));
@@ -161,32 +161,32 @@ impl Quorum {
         let mut faults = Vec::new();
         while faults.len() < self.majority {
             let member = self.queue_server();
-            let seat = Arc::clone(&self.seats[member]);
-            let within = within.min(seat.queue_patience());
+            let server = Arc::clone(&self.servers[member]);
+            let within = within.min(server.queue_patience());
             stake.note_queueing(member);
-            let asked = (Arc::clone(&seat), Arc::clone(claim));
+            let asked = (Arc::clone(&server), Arc::clone(claim));
             let beat = stake.create(member, async move {
-                let (seat, claim) = asked;
-                let beat = seat.member.as_queue().enqueue(&claim, NO_FENCES, within);
-                seat.timed(beat).await
+                let (server, claim) = asked;
+                let beat = server.backend.as_queue().enqueue(&claim, NO_FENCES, within);
+                server.timed(beat).await
             });
             let beat = match beat.await {
                 Some(Ok(beat)) => beat,
                 Some(Err(fault)) => {
-                    seat.note_queue(false);
+                    server.note_queue(false);
                     faults.push(fault);
                     continue;
                 }
                 None => return Ok(soon(Some(Duration::ZERO))),
             };
-            seat.note_queue(true);
+            server.note_queue(true);
             if let Some(before) = stake.enter(member, || self.calls.ticket(&claim.value)) {
                 self.leave_behind(claim, before, within);
             }
             if let Beat::Granted { told: true, .. } = beat
                 && stake.with_ticket(Ticket::is_called) == Some(false)
             {
-                seat.member.as_queue().note_missed_grant();
+                server.backend.as_queue().note_missed_grant();
             }
             return Ok(beat);
         }
@@ -197,17 +197,17 @@ impl Quorum {
     fn queue_server(&self) -> usize {
         let now = Instant::now();
         let mut order = self.queue_order.iter().copied();
-        let serves = order.find(|&member| self.seats[member].may_queue(now));
+        let serves = order.find(|&member| self.servers[member].may_queue(now));
         serves.unwrap_or(self.queue_order[0])
     }
 
     /// Leaves the queue of a server that was out of service.
     fn leave_behind(&self, claim: &Arc<Claim>, member: usize, within: Duration) {
-        let (seat, claim) = (Arc::clone(&self.seats[member]), Arc::clone(claim));
+        let (server, claim) = (Arc::clone(&self.servers[member]), Arc::clone(claim));
         let stake = Arc::clone(self.stake(&claim));
         stake.note_asked(member);
         tokio::spawn(async move {
-            let left = seat.member.as_queue().leave(&claim, within).await;
+            let left = server.backend.as_queue().leave(&claim, within).await;
             if left.is_ok() {
                 stake.note_left(member);
                 stake.note_answered(member);
@@ -230,7 +230,7 @@ impl Quorum {
         let ttl = loop {
             tries -= 1;
             let has = |member: usize| grants.iter().any(|grant| grant.member == member);
-            let lacking = (0..self.seats.len()).filter(|&m| !has(m) && stake.is_clean(m));
+            let lacking = (0..self.servers.len()).filter(|&m| !has(m) && stake.is_clean(m));
             let lacking: Vec<_> = lacking.collect();
             if grants.len() + lacking.len() < self.majority {
                 // Under another value they can be asked again (S4).
@@ -272,9 +272,9 @@ impl Quorum {
         let mut round = Round::new();
         for &Vote { member, .. } in votes {
             stake.note_asked(member);
-            let (seat, claim) = (Arc::clone(&self.seats[member]), Arc::clone(claim));
+            let (server, claim) = (Arc::clone(&self.servers[member]), Arc::clone(claim));
             round.ask(member, async move {
-                seat.timed(seat.member.release(&claim, within)).await
+                server.timed(server.backend.release(&claim, within)).await
             });
         }
         while let Some((member, answer)) = round.next().await {

@@ -32,8 +32,8 @@ const SHORTEST_REST: Duration = Duration::from_secs(1);
 const MOST_DOUBLINGS: u32 = 5;
 
 /// A server of the quorum.
-pub(super) struct Seat {
-    pub(super) member: Arc<dyn Member>,
+pub(super) struct QuorumServer {
+    pub(super) backend: Arc<dyn Member>,
     retries: Arc<Semaphore>,
     usual: Mutex<Option<Duration>>,
     has_complained: AtomicBool,
@@ -48,10 +48,10 @@ struct Service {
     out_until: Option<Instant>,
 }
 
-impl Seat {
-    pub(super) fn new(member: Arc<dyn Member>) -> Arc<Self> {
+impl QuorumServer {
+    pub(super) fn new(backend: Arc<dyn Member>) -> Arc<Self> {
         Arc::new(Self {
-            member,
+            backend,
             retries: Arc::new(Semaphore::new(RETRIES)),
             usual: Mutex::new(None),
             has_complained: AtomicBool::new(false),
@@ -134,18 +134,18 @@ impl Seat {
         member: usize,
         within: Duration,
     ) -> impl Future<Output = Result<Freed, Fault>> + Send + use<> {
-        let (seat, claim) = (Arc::clone(self), Arc::clone(claim));
+        let (server, claim) = (Arc::clone(self), Arc::clone(claim));
         let releasing = stake.releasing(member);
         async move {
             let _releasing = releasing;
-            let answer = seat
-                .timed(seat.give_up(&claim, &stake, member, within))
+            let answer = server
+                .timed(server.give_up(&claim, &stake, member, within))
                 .await;
             let answer = answer.map(|freed| stake.note_release(member, freed));
-            if let Some(sent) = seat.member.disown(&claim) {
-                tokio::spawn(seat.see_through(claim, stake, member, sent, within));
+            if let Some(sent) = server.backend.disown(&claim) {
+                tokio::spawn(server.see_through(claim, stake, member, sent, within));
             } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
-                seat.insist(claim, stake, member, within);
+                server.insist(claim, stake, member, within);
             }
             answer
         }
@@ -160,9 +160,9 @@ impl Seat {
         within: Duration,
     ) -> Result<Freed, Fault> {
         if stake.is_queued(member) {
-            self.member.as_queue().leave(claim, within).await
+            self.backend.as_queue().leave(claim, within).await
         } else {
-            self.member.release(claim, within).await
+            self.backend.release(claim, within).await
         }
     }
 
