@@ -14,8 +14,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::round::Round;
-use crate::backend::quorum::stake::Vote;
+use crate::backend::quorum::claim_state::Vote;
+use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Attempt, Claim, Fences};
 use crate::error::Fault;
@@ -49,7 +49,7 @@ impl Quorum {
                 });
             }
         }
-        self.stake(claim).note_fences(fences);
+        self.state(claim).note_fences(fences);
         Ok(Attempt::Granted { fences, deadline })
     }
 
@@ -70,11 +70,11 @@ impl Quorum {
                 "the servers granted different fencing numbers; the largest is written back"
             );
         });
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
             if !agreeing.contains(&member) {
                 let (server, claim) = (Arc::clone(server), Arc::clone(claim));
-                round.ask(member, async move {
+                fan_out.ask(member, async move {
                     server.backend.raise(&claim, fences, within).await
                 });
             }
@@ -82,14 +82,14 @@ impl Quorum {
         let mut accepted = agreeing.len();
         let mut refused = 0;
         let mut faults = Vec::new();
-        while let Some((_, answer)) = round.next().await {
+        while let Some((_, answer)) = fan_out.next().await {
             match answer {
                 Ok(true) => accepted += 1,
                 Ok(false) => refused += 1,
                 Err(fault) => faults.push(fault),
             }
             if accepted >= self.majority {
-                round.finish_behind();
+                fan_out.finish_behind();
                 return Ok(true);
             }
             if refused > self.minority() {

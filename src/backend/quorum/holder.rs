@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::round::Round;
+use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, smallest};
 use crate::error::Fault;
 use crate::holder::Holder;
@@ -16,17 +16,17 @@ impl Quorum {
         key: &Arc<Key>,
         within: Duration,
     ) -> Result<Option<Holder>, Fault> {
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
             let (server, key) = (Arc::clone(server), Arc::clone(key));
-            round.ask(
+            fan_out.ask(
                 member,
                 async move { server.backend.holder(&key, within).await },
             );
         }
         let mut holders: Vec<Option<Holder>> = Vec::new();
         let mut faults = Vec::new();
-        while let Some((_, answer)) = round.next().await {
+        while let Some((_, answer)) = fan_out.next().await {
             let holder = match answer {
                 Ok(holder) => holder,
                 Err(fault) => {

@@ -25,7 +25,7 @@
 //!    with the token: the one exception to P7. A repair begins when a server refuses what the
 //!    majority grants, as a rule because of a loser of the race that gives its minority back a
 //!    moment later, when a server is in trouble meanwhile, and when it has nothing to renew. It is
-//!    tried for a short while, on the driver's thread. No repair follows a release: see [`stake`].
+//!    tried for a short while, on the driver's thread. No repair follows a release: see [`claim_state`].
 //! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
 //! 6. **Wait**: in turn, in the queue of one server, which says who is to ask for votes: see [`turn`].
 //!
@@ -33,17 +33,17 @@
 //! grant is kept, or undone if the claim has ended meanwhile.
 
 mod calls;
+pub(crate) mod claim_state;
 #[cfg(test)]
 mod fake;
+mod fan_out;
 mod fence;
 mod holder;
 mod member;
 mod release;
 mod renew;
 mod repair;
-mod round;
 mod server;
-pub(crate) mod stake;
 mod turn;
 
 use std::any::Any;
@@ -64,10 +64,10 @@ use crate::holder::Holder;
 use crate::key::Key;
 
 use self::calls::Calls;
+use self::claim_state::{ClaimState, Vote};
+use self::fan_out::FanOut;
 pub(crate) use self::member::Member;
-use self::round::Round;
 use self::server::QuorumServer;
-use self::stake::{Stake, Vote};
 pub(crate) use self::turn::Hints;
 
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
@@ -115,10 +115,10 @@ impl Quorum {
         }
     }
 
-    fn stake<'a>(&self, claim: &'a Claim) -> &'a Arc<Stake> {
+    fn state<'a>(&self, claim: &'a Claim) -> &'a Arc<ClaimState> {
         let members = self.servers.len();
-        let stake = || Box::new(Arc::new(Stake::new(members))) as _;
-        known(&**claim.at_store.get_or_init(stake))
+        let state = || Box::new(Arc::new(ClaimState::new(members))) as _;
+        known(&**claim.at_store.get_or_init(state))
     }
 
     /// How many servers can fail without preventing a majority.
@@ -138,7 +138,7 @@ impl Quorum {
         if votes.grants.len() >= self.majority {
             return self.win(claim, votes, fences, within).await;
         }
-        self.stake(claim).end();
+        self.state(claim).end();
         if votes.grants.len() + votes.ttls.len() < self.majority {
             return Err(self.no_majority(&votes.faults));
         }
@@ -160,28 +160,28 @@ impl Quorum {
         members: &[usize],
         grants: Vec<Vote>,
     ) -> Votes {
-        let stake = self.stake(claim);
+        let state = self.state(claim);
         let mut votes = Votes {
             lacking: Vec::new(),
             ttls: Vec::new(),
             faults: Vec::new(),
-            late: Round::new(),
+            late: FanOut::new(),
             grants,
         };
         for &member in members {
             let (server, claim) = (Arc::clone(&self.servers[member]), Arc::clone(claim));
-            stake.note_asked(member);
-            let asked = stake.create(member, async move {
+            state.note_asked(member);
+            let asked = state.create(member, async move {
                 let request = server.backend.acquire(&claim, fences, within);
                 server.timed(request).await
             });
-            let stake = Arc::clone(stake);
+            let state = Arc::clone(state);
             votes.late.ask(member, async move {
                 let answer = asked.await;
                 if let Some(Ok(attempt)) = &answer {
-                    stake.note_answered(member);
+                    state.note_answered(member);
                     if let Attempt::Held { .. } = attempt {
-                        stake.note_gone(member);
+                        state.note_gone(member);
                     }
                 }
                 answer
@@ -223,15 +223,15 @@ impl Quorum {
         if let Ok(Attempt::Granted { .. }) = attempt {
             self.complete(claim, votes.lacking, votes.late, within);
         } else {
-            self.stake(claim).end();
+            self.state(claim).end();
         }
         attempt
     }
 
-    /// How long after its start a round waits for the others when a majority has answered and has
+    /// How long after its start a fan-out waits for the others when a majority has answered and has
     /// not decided: they may split the vote for as long as a silent server is waited for.
-    fn patience<T>(&self, start: Instant, round: &Round<T>) -> Duration {
-        let missing = round.members().map(|member| self.servers[member].usual());
+    fn patience<T>(&self, start: Instant, fan_out: &FanOut<T>) -> Duration {
+        let missing = fan_out.members().map(|member| self.servers[member].usual());
         let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
         (start.elapsed() * (LATENESS + 1) + LEAST_PATIENCE).max(usual)
     }
@@ -239,22 +239,22 @@ impl Quorum {
     /// A server from which only one of the two connections can be had counts as failed.
     async fn connect(&self, driver: &Handle, within: Duration) -> Result<(), Fault> {
         let _ = self.driver.set(driver.clone());
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
             let (server, driver) = (Arc::clone(server), driver.clone());
-            round.ask(member, async move {
+            fan_out.ask(member, async move {
                 server.timed(server.backend.connect(&driver, within)).await
             });
         }
         let mut connected = 0;
         let mut faults = Vec::new();
-        while let Some((_, answer)) = round.next().await {
+        while let Some((_, answer)) = fan_out.next().await {
             match answer {
                 Ok(()) => connected += 1,
                 Err(fault) => faults.push(fault),
             }
             if connected >= self.majority {
-                round.finish_behind();
+                fan_out.finish_behind();
                 return Ok(());
             }
         }
@@ -279,9 +279,9 @@ impl Quorum {
 }
 
 /// What was kept of a claim, which belongs to one store.
-fn known(at_store: &(dyn Any + Send + Sync)) -> &Arc<Stake> {
-    let stake = at_store.downcast_ref();
-    stake.expect("nobody but the quorum keeps anything")
+fn known(at_store: &(dyn Any + Send + Sync)) -> &Arc<ClaimState> {
+    let state = at_store.downcast_ref();
+    state.expect("nobody but the quorum keeps anything")
 }
 
 impl Backend for Quorum {
@@ -362,7 +362,7 @@ impl Backend for Quorum {
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         Box::pin(async move {
             // Those that are late are bounded by their own time-outs.
-            let _ = tokio::time::timeout(within, self.stake(claim).released()).await;
+            let _ = tokio::time::timeout(within, self.state(claim).released()).await;
         })
     }
 
@@ -390,7 +390,7 @@ struct Votes {
     ttls: Vec<Option<Duration>>,
     faults: Vec<Fault>,
     /// Those that have not answered.
-    late: Round<Option<Result<Attempt, Fault>>>,
+    late: FanOut<Option<Result<Attempt, Fault>>>,
 }
 
 impl Votes {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::round::Round;
-use crate::backend::quorum::stake::Vote;
+use crate::backend::quorum::claim_state::Vote;
+use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, known};
 use crate::backend::{Claim, Freed, SentBehind};
 use crate::error::Fault;
@@ -17,18 +17,18 @@ impl Quorum {
         claim: &Arc<Claim>,
         within: Duration,
     ) -> Result<Freed, Fault> {
-        let stake = self.stake(claim);
-        stake.begin_release();
-        let was_granted = stake.fences().is_some();
+        let state = self.state(claim);
+        state.begin_release();
+        let was_granted = state.fences().is_some();
         let mut freed = 0;
         let mut gone = 0;
         let mut faults = Vec::new();
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
-            if stake.may_be_at(member) {
-                round.ask(
+            if state.may_be_at(member) {
+                fan_out.ask(
                     member,
-                    server.free(claim, Arc::clone(stake), member, within),
+                    server.free(claim, Arc::clone(state), member, within),
                 );
             } else {
                 gone += 1;
@@ -36,14 +36,14 @@ impl Quorum {
         }
         loop {
             if freed >= self.majority {
-                round.finish_behind();
+                fan_out.finish_behind();
                 return Ok(Freed::Freed);
             }
             if gone > self.minority() {
-                round.finish_behind();
+                fan_out.finish_behind();
                 return Ok(Freed::NotOurs);
             }
-            match round.next().await {
+            match fan_out.next().await {
                 Some((_, Ok(Freed::Freed))) if was_granted => freed += 1,
                 Some((_, Ok(_))) => gone += 1,
                 Some((_, Err(fault))) => faults.push(fault),
@@ -55,29 +55,29 @@ impl Quorum {
     /// Takes back what a lost race left at servers that answered, which others wait for. The rest is
     /// left to [`disown`](Self::disown), and so is all of it if this is cut short.
     pub(super) async fn give_back(&self, claim: &Arc<Claim>, grants: &[Vote], within: Duration) {
-        let stake = self.stake(claim);
-        stake.end();
-        let mut round = Round::new();
+        let state = self.state(claim);
+        state.end();
+        let mut fan_out = FanOut::new();
         for &Vote { member, .. } in grants {
-            let free = self.servers[member].free(claim, Arc::clone(stake), member, within);
-            round.ask(member, free);
+            let free = self.servers[member].free(claim, Arc::clone(state), member, within);
+            fan_out.ask(member, free);
         }
-        while let Some((member, answer)) = round.next().await {
+        while let Some((member, answer)) = fan_out.next().await {
             if answer.is_ok() {
-                stake.note_gone(member);
+                state.note_gone(member);
             }
         }
     }
 
     /// Ends the claim, and sends a release behind each request that is cut short (S2).
     pub(super) fn disown(&self, claim: &Arc<Claim>) -> Option<Vec<SentBehind>> {
-        let stake = known(&**claim.at_store.get()?);
-        stake.end();
+        let state = known(&**claim.at_store.get()?);
+        state.end();
         let others = self.servers.iter().enumerate();
-        let others = others.filter(|(member, _)| !stake.is_releasing(*member));
+        let others = others.filter(|(member, _)| !state.is_releasing(*member));
         let sent = others.filter_map(|(_, server)| server.backend.disown(claim));
         let sent: Vec<_> = sent.flatten().collect();
-        (stake.is_left() || !sent.is_empty()).then_some(sent)
+        (state.is_left() || !sent.is_empty()).then_some(sent)
     }
 
     /// True if a majority had a holder's key.
@@ -86,24 +86,24 @@ impl Quorum {
         key: &Arc<Key>,
         within: Duration,
     ) -> Result<bool, Fault> {
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
             let (server, key) = (Arc::clone(server), Arc::clone(key));
-            round.ask(member, async move {
+            fan_out.ask(member, async move {
                 server.backend.force_release(&key, within).await
             });
         }
         let mut freed = 0;
         let mut free = 0;
         let mut faults = Vec::new();
-        while let Some((_, answer)) = round.next().await {
+        while let Some((_, answer)) = fan_out.next().await {
             match answer {
                 Ok(true) => freed += 1,
                 Ok(false) => free += 1,
                 Err(fault) => faults.push(fault),
             }
             if freed >= self.majority || free > self.minority() {
-                round.finish_behind();
+                fan_out.finish_behind();
                 return Ok(freed >= self.majority);
             }
         }

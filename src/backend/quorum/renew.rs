@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::quorum::round::Round;
+use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Claim, Listen, Look, Renewal};
 use crate::error::Fault;
@@ -17,10 +17,10 @@ impl Quorum {
         listen: Listen,
         within: Duration,
     ) -> Result<Renewal, Fault> {
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
             let (server, claim) = (Arc::clone(server), Arc::clone(claim));
-            round.ask(member, async move {
+            fan_out.ask(member, async move {
                 server.backend.renew(&claim, listen, within).await
             });
         }
@@ -28,7 +28,7 @@ impl Quorum {
         let mut removed = Vec::new();
         let mut stolen = 0;
         let mut faults = Vec::new();
-        while let Some((member, answer)) = round.next().await {
+        while let Some((member, answer)) = fan_out.next().await {
             match answer {
                 Ok(Renewal::Renewed { deadline }) => deadlines.push(deadline),
                 Ok(Renewal::Removed) => removed.push(member),
@@ -36,7 +36,7 @@ impl Quorum {
                 Err(fault) => faults.push(fault),
             }
             if deadlines.len() >= self.majority {
-                self.mend(claim, removed, round, within);
+                self.mend(claim, removed, fan_out, within);
                 let deadline = lease(deadlines.into_iter(), self.majority);
                 return Ok(Renewal::Renewed { deadline });
             }
@@ -49,7 +49,7 @@ impl Quorum {
                     Renewal::Removed
                 });
             }
-            let open = round.open();
+            let open = fan_out.open();
             if deadlines.len() + open < self.majority && gone + open <= self.minority() {
                 break;
             }
@@ -59,10 +59,10 @@ impl Quorum {
 
     /// Looks at the key on all servers. Who answers much later than the majority is not waited for.
     pub(super) async fn look(&self, claim: &Arc<Claim>, within: Duration) -> Result<Look, Fault> {
-        let mut round = Round::new();
+        let mut fan_out = FanOut::new();
         for (member, server) in self.servers.iter().enumerate() {
             let (server, claim) = (Arc::clone(server), Arc::clone(claim));
-            round.ask(
+            fan_out.ask(
                 member,
                 async move { server.backend.look(&claim, within).await },
             );
@@ -72,7 +72,7 @@ impl Quorum {
         let mut faults = Vec::new();
         let start = Instant::now();
         let mut end = start + within * 2;
-        while let Ok(Some((_, answer))) = timeout_at(end, round.next()).await {
+        while let Ok(Some((_, answer))) = timeout_at(end, fan_out.next()).await {
             match answer {
                 Ok(Look::Ours { until }) => untils.push(until),
                 Ok(Look::Removed) => removed += 1,
@@ -88,7 +88,7 @@ impl Quorum {
                 });
             }
             if untils.len() == self.majority {
-                end = end.min(start + self.patience(start, &round));
+                end = end.min(start + self.patience(start, &fan_out));
             }
         }
         if untils.len() < self.majority {
@@ -104,15 +104,15 @@ impl Quorum {
 
     /// Undoes what a minority may have of a claim that is lost.
     fn abandon(&self, claim: &Arc<Claim>, within: Duration) {
-        let stake = self.stake(claim);
-        if !stake.end() {
+        let state = self.state(claim);
+        if !state.end() {
             // A release is under way, and the renewal met its traces: the answers are the
             // release's to count.
             return;
         }
         for (member, server) in self.servers.iter().enumerate() {
-            if stake.may_be_at(member) {
-                tokio::spawn(server.free(claim, Arc::clone(stake), member, within));
+            if state.may_be_at(member) {
+                tokio::spawn(server.free(claim, Arc::clone(state), member, within));
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The repair of servers that lack the key of a claim that a majority has.
 //!
-//! It is subject to S1 and S2 of [`stake`](crate::backend::quorum::stake), so it does not outlive a
+//! It is subject to S1 and S2 of [`claim_state`](crate::backend::quorum::claim_state), so it does not outlive a
 //! release. It runs on the driver's thread. A server in trouble is asked again until the repair
 //! ends, which is long before the grant or the renewal that it follows does, so the majority
 //! stands.
@@ -12,9 +12,9 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use crate::backend::quorum::Quorum;
-use crate::backend::quorum::round::Round;
+use crate::backend::quorum::claim_state::ClaimState;
+use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::server::QuorumServer;
-use crate::backend::quorum::stake::Stake;
 use crate::backend::{Attempt, Claim, Renewal};
 use crate::backoff::Backoff;
 use crate::error::Fault;
@@ -34,7 +34,7 @@ impl Quorum {
         &self,
         claim: &Arc<Claim>,
         lacking: Vec<usize>,
-        late: Round<Option<Result<Attempt, Fault>>>,
+        late: FanOut<Option<Result<Attempt, Fault>>>,
         within: Duration,
     ) {
         let lacks = |answer: &Option<Result<Attempt, Fault>>| match answer {
@@ -50,7 +50,7 @@ impl Quorum {
         &self,
         claim: &Arc<Claim>,
         removed: Vec<usize>,
-        late: Round<Result<Renewal, Fault>>,
+        late: FanOut<Result<Renewal, Fault>>,
         within: Duration,
     ) {
         let is_removed = |answer: &_| matches!(answer, Ok(Renewal::Removed));
@@ -62,7 +62,7 @@ impl Quorum {
         &self,
         claim: &Arc<Claim>,
         lacking: Vec<usize>,
-        mut late: Round<T>,
+        mut late: FanOut<T>,
         lacks: impl Fn(&T) -> bool + Send + 'static,
         pause: Duration,
         within: Duration,
@@ -74,14 +74,14 @@ impl Quorum {
         let driver = self.driver.get().cloned();
         let driver = driver.unwrap_or_else(Handle::current);
         let servers = self.servers.clone();
-        let stake = Arc::clone(self.stake(claim));
+        let state = Arc::clone(self.state(claim));
         let claim = Arc::clone(claim);
         let repair = move |member: usize| {
             let (server, claim) = (Arc::clone(&servers[member]), Arc::clone(&claim));
-            let stake = Arc::clone(&stake);
+            let state = Arc::clone(&state);
             driver.spawn(async move {
                 sleep(pause).await;
-                repair(server, claim, stake, member, within).await;
+                repair(server, claim, state, member, within).await;
             });
         };
         lacking.into_iter().for_each(&repair);
@@ -99,17 +99,17 @@ impl Quorum {
 async fn repair(
     server: Arc<QuorumServer>,
     claim: Arc<Claim>,
-    stake: Arc<Stake>,
+    state: Arc<ClaimState>,
     member: usize,
     within: Duration,
 ) {
-    let Some(fences) = stake.fences() else { return };
+    let Some(fences) = state.fences() else { return };
     let until = Instant::now() + LONGEST_REPAIR.min(claim.ttl / SHARE_OF_TTL);
     let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
     while Instant::now() < until {
         let (asked, claimed) = (Arc::clone(&server), Arc::clone(&claim));
         let request = async move { asked.backend.restore(&claimed, fences, within).await };
-        match stake.create(member, request).await {
+        match state.create(member, request).await {
             Some(Ok(true)) => {
                 let server = server.backend.server();
                 return emit(move || {
@@ -121,7 +121,7 @@ async fn repair(
                     );
                 });
             }
-            Some(Ok(false)) => stake.note_gone(member),
+            Some(Ok(false)) => state.note_gone(member),
             Some(Err(fault)) if !fault.permanent => {}
             // A server that refuses for good, or the end of the claim.
             Some(Err(_)) | None => return,

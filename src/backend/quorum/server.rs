@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::backend::quorum::claim_state::ClaimState;
 use crate::backend::quorum::member::Member;
-use crate::backend::quorum::stake::Stake;
 use crate::backend::{Claim, Freed, SentBehind};
 use crate::backoff::Backoff;
 use crate::error::Fault;
@@ -130,22 +130,22 @@ impl QuorumServer {
     pub(super) fn free(
         self: &Arc<Self>,
         claim: &Arc<Claim>,
-        stake: Arc<Stake>,
+        state: Arc<ClaimState>,
         member: usize,
         within: Duration,
     ) -> impl Future<Output = Result<Freed, Fault>> + Send + use<> {
         let (server, claim) = (Arc::clone(self), Arc::clone(claim));
-        let releasing = stake.releasing(member);
+        let releasing = state.releasing(member);
         async move {
             let _releasing = releasing;
             let answer = server
-                .timed(server.give_up(&claim, &stake, member, within))
+                .timed(server.give_up(&claim, &state, member, within))
                 .await;
-            let answer = answer.map(|freed| stake.note_release(member, freed));
+            let answer = answer.map(|freed| state.note_release(member, freed));
             if let Some(sent) = server.backend.disown(&claim) {
-                tokio::spawn(server.see_through(claim, stake, member, sent, within));
+                tokio::spawn(server.see_through(claim, state, member, sent, within));
             } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
-                server.insist(claim, stake, member, within);
+                server.insist(claim, state, member, within);
             }
             answer
         }
@@ -155,11 +155,11 @@ impl QuorumServer {
     async fn give_up(
         &self,
         claim: &Arc<Claim>,
-        stake: &Stake,
+        state: &ClaimState,
         member: usize,
         within: Duration,
     ) -> Result<Freed, Fault> {
-        if stake.is_queued(member) {
+        if state.is_queued(member) {
             self.backend.as_queue().leave(claim, within).await
         } else {
             self.backend.release(claim, within).await
@@ -170,7 +170,7 @@ impl QuorumServer {
     async fn see_through(
         self: Arc<Self>,
         claim: Arc<Claim>,
-        stake: Arc<Stake>,
+        state: Arc<ClaimState>,
         member: usize,
         sent: Vec<SentBehind>,
         within: Duration,
@@ -181,9 +181,9 @@ impl QuorumServer {
         }
         // It is not known what ran last.
         if !is_free {
-            let answer = self.give_up(&claim, &stake, member, within).await;
+            let answer = self.give_up(&claim, &state, member, within).await;
             if answer.is_err_and(|fault| !fault.permanent) {
-                self.insist(claim, stake, member, within);
+                self.insist(claim, state, member, within);
             }
         }
     }
@@ -192,7 +192,7 @@ impl QuorumServer {
     fn insist(
         self: Arc<Self>,
         claim: Arc<Claim>,
-        stake: Arc<Stake>,
+        state: Arc<ClaimState>,
         member: usize,
         within: Duration,
     ) {
@@ -205,7 +205,7 @@ impl QuorumServer {
             let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY);
             while Instant::now() < until {
                 tokio::time::sleep(backoff.next()).await;
-                match self.give_up(&claim, &stake, member, within).await {
+                match self.give_up(&claim, &state, member, within).await {
                     Err(fault) if !fault.permanent => {}
                     _ => return,
                 }

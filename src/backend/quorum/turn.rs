@@ -40,8 +40,8 @@ use tokio::runtime;
 use tokio::time::{Instant, sleep};
 
 use crate::backend::quorum::calls::{Call, Calls, Ticket};
-use crate::backend::quorum::round::Round;
-use crate::backend::quorum::stake::{Stake, Vote};
+use crate::backend::quorum::claim_state::{ClaimState, Vote};
+use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, SHARE_OF_TTL, smallest};
 use crate::backend::{
     Answer, Attempt, Beat, Claim, Fences, Freed, Grant, Listen, Queue, Renewal, Signals, Standing,
@@ -94,12 +94,12 @@ impl Signals for Hints {
 }
 
 /// A claim that asks for votes, for as long as it lives.
-struct Contending<'a>(&'a Stake);
+struct Contending<'a>(&'a ClaimState);
 
 impl<'a> Contending<'a> {
-    fn new(stake: &'a Stake) -> Self {
-        stake.with_ticket(|ticket| ticket.enter(Call::Contending));
-        Self(stake)
+    fn new(state: &'a ClaimState) -> Self {
+        state.with_ticket(|ticket| ticket.enter(Call::Contending));
+        Self(state)
     }
 }
 
@@ -126,27 +126,27 @@ impl Quorum {
         fences: Fences,
         within: Duration,
     ) -> Result<Beat, Fault> {
-        let stake = self.stake(claim);
-        if stake.has_ended() {
+        let state = self.state(claim);
+        if state.has_ended() {
             return Ok(soon(Some(Duration::ZERO)));
         }
         if self.comes_at_random() {
             return self.come_at_random(claim, fences, within).await;
         }
         let within = within.min(claim.ttl / SHARE_OF_TTL);
-        if let Some(vote) = stake.vote() {
+        if let Some(vote) = state.vote() {
             // Kept alive, so that it stays nobody else's turn.
             let server = &self.servers[vote.member].backend;
             match server.renew(claim, Listen::No, within).await {
                 Ok(Renewal::Renewed { deadline }) => {
-                    stake.keep_vote(Some(Vote { deadline, ..vote }));
+                    state.keep_vote(Some(Vote { deadline, ..vote }));
                 }
                 _ => {
-                    stake.end();
+                    state.end();
                     return Ok(soon(Some(Duration::ZERO)));
                 }
             }
-        } else if stake.with_ticket(Ticket::is_called) != Some(true) {
+        } else if state.with_ticket(Ticket::is_called) != Some(true) {
             let beat = self.beat(claim, within).await?;
             if let Beat::Waiting(_) = beat {
                 return Ok(beat);
@@ -157,15 +157,15 @@ impl Quorum {
 
     /// Tells the queue's server that the claim waits; asks the next if that one does not answer.
     async fn beat(&self, claim: &Arc<Claim>, within: Duration) -> Result<Beat, Fault> {
-        let stake = self.stake(claim);
+        let state = self.state(claim);
         let mut faults = Vec::new();
         while faults.len() < self.majority {
             let member = self.queue_server();
             let server = Arc::clone(&self.servers[member]);
             let within = within.min(server.queue_patience());
-            stake.note_queueing(member);
+            state.note_queueing(member);
             let asked = (Arc::clone(&server), Arc::clone(claim));
-            let beat = stake.create(member, async move {
+            let beat = state.create(member, async move {
                 let (server, claim) = asked;
                 let beat = server.backend.as_queue().enqueue(&claim, NO_FENCES, within);
                 server.timed(beat).await
@@ -180,11 +180,11 @@ impl Quorum {
                 None => return Ok(soon(Some(Duration::ZERO))),
             };
             server.note_queue(true);
-            if let Some(before) = stake.enter(member, || self.calls.ticket(&claim.value)) {
+            if let Some(before) = state.enter(member, || self.calls.ticket(&claim.value)) {
                 self.leave_behind(claim, before, within);
             }
             if let Beat::Granted { told: true, .. } = beat
-                && stake.with_ticket(Ticket::is_called) == Some(false)
+                && state.with_ticket(Ticket::is_called) == Some(false)
             {
                 server.backend.as_queue().note_missed_grant();
             }
@@ -204,13 +204,13 @@ impl Quorum {
     /// Leaves the queue of a server that was out of service.
     fn leave_behind(&self, claim: &Arc<Claim>, member: usize, within: Duration) {
         let (server, claim) = (Arc::clone(&self.servers[member]), Arc::clone(claim));
-        let stake = Arc::clone(self.stake(&claim));
-        stake.note_asked(member);
+        let state = Arc::clone(self.state(&claim));
+        state.note_asked(member);
         tokio::spawn(async move {
             let left = server.backend.as_queue().leave(&claim, within).await;
             if left.is_ok() {
-                stake.note_left(member);
-                stake.note_answered(member);
+                state.note_left(member);
+                state.note_answered(member);
             }
         });
     }
@@ -222,19 +222,19 @@ impl Quorum {
         fences: Fences,
         within: Duration,
     ) -> Result<Beat, Fault> {
-        let stake = self.stake(claim);
-        let _contending = Contending::new(stake);
-        let mut grants = Vec::from_iter(stake.vote());
+        let state = self.state(claim);
+        let _contending = Contending::new(state);
+        let mut grants = Vec::from_iter(state.vote());
         let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut tries = TRIES;
         let ttl = loop {
             tries -= 1;
             let has = |member: usize| grants.iter().any(|grant| grant.member == member);
-            let lacking = (0..self.servers.len()).filter(|&m| !has(m) && stake.is_clean(m));
+            let lacking = (0..self.servers.len()).filter(|&m| !has(m) && state.is_clean(m));
             let lacking: Vec<_> = lacking.collect();
             if grants.len() + lacking.len() < self.majority {
                 // Under another value they can be asked again (S4).
-                stake.end();
+                state.end();
                 return Ok(soon(Some(Duration::ZERO)));
             }
             let votes = self.ask(claim, fences, within, &lacking, grants).await;
@@ -244,7 +244,7 @@ impl Quorum {
             }
             let missing = self.majority - votes.grants.len();
             if votes.ttls.len() < missing {
-                stake.end();
+                state.end();
                 return Err(self.no_majority(&votes.faults));
             }
             grants = votes.grants;
@@ -253,34 +253,34 @@ impl Quorum {
             }
             sleep(pauses.next()).await;
         };
-        let own = stake.place();
+        let own = state.place();
         let (own, others): (Vec<_>, Vec<_>) = grants
             .into_iter()
             .partition(|vote| Some(vote.member) == own);
-        stake.keep_vote(own.first().copied());
+        state.keep_vote(own.first().copied());
         self.give_back_votes(claim, &others, within).await;
-        if stake.in_vain_for() > LONGEST_VAIN {
+        if state.in_vain_for() > LONGEST_VAIN {
             *self.at_random_until.lock() = Some(Instant::now() + AT_RANDOM);
-            stake.end();
+            state.end();
         }
         Ok(soon(ttl))
     }
 
     /// Takes back votes of a claim that goes on.
     async fn give_back_votes(&self, claim: &Arc<Claim>, votes: &[Vote], within: Duration) {
-        let stake = self.stake(claim);
-        let mut round = Round::new();
+        let state = self.state(claim);
+        let mut fan_out = FanOut::new();
         for &Vote { member, .. } in votes {
-            stake.note_asked(member);
+            state.note_asked(member);
             let (server, claim) = (Arc::clone(&self.servers[member]), Arc::clone(claim));
-            round.ask(member, async move {
+            fan_out.ask(member, async move {
                 server.timed(server.backend.release(&claim, within)).await
             });
         }
-        while let Some((member, answer)) = round.next().await {
+        while let Some((member, answer)) = fan_out.next().await {
             if answer.is_ok() {
-                stake.note_answered(member);
-                stake.note_gone(member);
+                state.note_answered(member);
+                state.note_gone(member);
             }
         }
     }
@@ -298,9 +298,9 @@ impl Quorum {
         fences: Fences,
         within: Duration,
     ) -> Result<Beat, Fault> {
-        let stake = self.stake(claim);
-        if stake.place().is_some() {
-            stake.end();
+        let state = self.state(claim);
+        if state.place().is_some() {
+            state.end();
             return Ok(soon(Some(Duration::ZERO)));
         }
         // What an attempt sets at a minority would be in the way of a repair.

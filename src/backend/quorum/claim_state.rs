@@ -42,7 +42,7 @@ pub(super) struct Vote {
 }
 
 #[derive(Debug)]
-pub(crate) struct Stake {
+pub(crate) struct ClaimState {
     state: Mutex<State>,
     changed: Notify,
 }
@@ -86,7 +86,7 @@ struct Place {
     in_vain_since: Option<Instant>,
 }
 
-impl Stake {
+impl ClaimState {
     pub(super) fn new(members: usize) -> Self {
         Self {
             state: Mutex::new(State {
@@ -115,7 +115,7 @@ impl Stake {
             state.creations.push(Arc::clone(&underway) as _);
         }
         Creation {
-            stake: Arc::clone(self),
+            claim: Arc::clone(self),
             underway,
         }
     }
@@ -258,7 +258,7 @@ impl Stake {
     pub(super) fn releasing(self: &Arc<Self>, member: usize) -> Releasing {
         self.state.lock().members[member].releases += 1;
         Releasing {
-            stake: Arc::clone(self),
+            claim: Arc::clone(self),
             member,
         }
     }
@@ -303,7 +303,7 @@ struct Underway<T> {
 /// A request under way that can set the key; `None` if the claim ended before its answer. It does
 /// not outlive this value.
 pub(super) struct Creation<T: Send + 'static> {
-    stake: Arc<Stake>,
+    claim: Arc<ClaimState>,
     underway: Arc<Mutex<Underway<T>>>,
 }
 
@@ -331,7 +331,7 @@ impl<T: Send + 'static> Drop for Creation<T> {
     fn drop(&mut self) {
         self.underway.lock().request = None;
         let own = Arc::as_ptr(&self.underway).cast::<()>();
-        let mut state = self.stake.state.lock();
+        let mut state = self.claim.state.lock();
         state
             .creations
             .retain(|other| Arc::as_ptr(other).cast::<()>() != own);
@@ -362,13 +362,13 @@ impl fmt::Debug for dyn CutShort {
 }
 
 pub(super) struct Releasing {
-    stake: Arc<Stake>,
+    claim: Arc<ClaimState>,
     member: usize,
 }
 
 impl Drop for Releasing {
     fn drop(&mut self) {
-        self.stake.state.lock().members[self.member].releases -= 1;
-        self.stake.changed.notify_waiters();
+        self.claim.state.lock().members[self.member].releases -= 1;
+        self.claim.changed.notify_waiters();
     }
 }

@@ -1,4 +1,4 @@
-//! One request to several servers at once.
+//! A fan-out: one request to several servers at once.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -7,12 +7,12 @@ use std::task::Poll;
 type Ask<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Requests under way, each with the number of its server. Dropping it cuts them short; the task
-/// that owns it drives them, so a round that is moved into another task goes on there.
-pub(super) struct Round<T> {
+/// that owns it drives them, so a fan-out that is moved into another task goes on there.
+pub(super) struct FanOut<T> {
     asks: Vec<(usize, Ask<T>)>,
 }
 
-impl<T> Round<T> {
+impl<T> FanOut<T> {
     pub(super) fn new() -> Self {
         Self { asks: Vec::new() }
     }
@@ -52,7 +52,7 @@ impl<T> Round<T> {
     }
 }
 
-impl<T: Send + 'static> Round<T> {
+impl<T: Send + 'static> FanOut<T> {
     /// Lets the answers that are still to come arrive behind the scenes.
     pub(super) fn finish_behind(mut self) {
         if self.open() > 0 {
