@@ -34,7 +34,7 @@ struct State {
     /// The release that is sent at once goes the way of the acquire, or of the repair.
     behind: Way,
     /// Requests that may have set the key, or may yet, as the client knows.
-    chances: u8,
+    possible_grants: u8,
     acquire: Request,
     repair: Request,
     renewal: Renewal,
@@ -98,7 +98,7 @@ impl Model for Rules {
         for behind in [Way::Other, Way::Acquire, Way::Repair, Way::Both] {
             states.extend([false, true].map(|foreign| State {
                 acquire: Request::Sent,
-                chances: 1,
+                possible_grants: 1,
                 foreign,
                 behind,
                 ..State::default()
@@ -185,7 +185,7 @@ impl Model for Rules {
             Action::ForeignLeaves => state.foreign = false,
             Action::End => {
                 state.ended = true;
-                if state.chances > 0 {
+                if state.possible_grants > 0 {
                     state.release = Request::Sent;
                 }
                 let alike = !self.connections_are_told_apart;
@@ -252,17 +252,17 @@ impl Rules {
         let may_begin = !state.ended || !self.no_repair_after_the_end;
         let is_idle = matches!(state.repair, Request::None | Request::Done);
         // More are like these.
-        if may_begin && is_idle && state.chances < 3 {
+        if may_begin && is_idle && state.possible_grants < 3 {
             state.repair = Request::Sent;
-            state.chances += 1;
+            state.possible_grants += 1;
         }
     }
 
     fn count_refusal(&self, state: &mut State) {
         if self.refusals_are_counted {
-            state.chances -= 1;
+            state.possible_grants -= 1;
         } else {
-            state.chances = 0;
+            state.possible_grants = 0;
         }
     }
 }

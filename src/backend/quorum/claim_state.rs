@@ -4,11 +4,11 @@
 //!
 //! * **S1** A request that can set the claim's key (an acquire, a repair) is begun only while the
 //!   claim has not ended. When it has ended, none is under way any more: each was answered, or is
-//!   cut short by then, and is a doubt of its server.
+//!   cut short by then, and is unsettled at its server.
 //! * **S2** A server is told to release the claim at once. Down the connection of a request that
-//!   was cut short, that release runs behind it, and settles the doubt. If a doubt is left, because
-//!   that was another connection or the release was not answered, another release is sent behind
-//!   each request in doubt.
+//!   was cut short, that release runs behind it, and settles it. If a request is left unsettled,
+//!   because that was another connection or the release was not answered, another release is sent
+//!   behind it.
 //! * **S3** A server that refused every such request does not have the key, and is not told.
 //!
 //! * **S4** A vote of a server counts only if the server has answered all that could take it back,
@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::backend::answer::{Fences, Freed};
-use crate::backend::quorum::calls::Ticket;
+use crate::backend::quorum::waiters::Entry;
 use crate::clock::Moment;
 
 /// A server's grant, which counts as one of a majority.
@@ -63,7 +63,7 @@ struct State {
 #[derive(Clone, Debug, Default)]
 struct At {
     /// Requests that set the key, or may have, or may yet.
-    chances: usize,
+    possible_grants: usize,
     /// Attempts and releases of a single vote that were not answered (S4).
     unanswered: usize,
     /// It has been in the queue there.
@@ -79,7 +79,7 @@ struct At {
 struct Place {
     /// The server whose queue it is in, or whose vote it has kept.
     member: usize,
-    ticket: Ticket,
+    entry: Entry,
     /// That server's vote, from an attempt that had no majority.
     vote: Option<Vote>,
     /// Since when it has been its turn in vain.
@@ -111,7 +111,7 @@ impl ClaimState {
         }));
         if !state.has_ended {
             underway.lock().request = Some(Box::pin(request));
-            state.members[member].chances += 1;
+            state.members[member].possible_grants += 1;
             state.creations.push(Arc::clone(&underway) as _);
         }
         Creation {
@@ -123,12 +123,12 @@ impl ClaimState {
     /// One of the requests to the server was answered that the key there is somebody else's, or was
     /// undone (S3).
     pub(super) fn note_gone(&self, member: usize) {
-        self.state.lock().members[member].chances -= 1;
+        self.state.lock().members[member].possible_grants -= 1;
     }
 
     /// Whether the server may have the key, or may get it yet (S3).
     pub(super) fn may_be_at(&self, member: usize) -> bool {
-        self.state.lock().members[member].chances > 0
+        self.state.lock().members[member].possible_grants > 0
     }
 
     /// An attempt at the server, or a release of its vote, is about to be sent.
@@ -163,7 +163,7 @@ impl ClaimState {
     }
 
     /// Notes in whose queue the claim is; returns in whose it was, if that is another.
-    pub(super) fn enter(&self, member: usize, ticket: impl FnOnce() -> Ticket) -> Option<usize> {
+    pub(super) fn enter(&self, member: usize, entry: impl FnOnce() -> Entry) -> Option<usize> {
         let mut state = self.state.lock();
         if let Some(place) = &mut state.place {
             let before = std::mem::replace(&mut place.member, member);
@@ -171,7 +171,7 @@ impl ClaimState {
         }
         state.place = Some(Place {
             member,
-            ticket: ticket(),
+            entry: entry(),
             vote: None,
             in_vain_since: None,
         });
@@ -183,12 +183,12 @@ impl ClaimState {
         self.state.lock().place.as_ref().map(|place| place.member)
     }
 
-    pub(super) fn with_ticket<T>(&self, ask: impl FnOnce(&Ticket) -> T) -> Option<T> {
+    pub(super) fn with_entry<T>(&self, ask: impl FnOnce(&Entry) -> T) -> Option<T> {
         self.state
             .lock()
             .place
             .as_ref()
-            .map(|place| ask(&place.ticket))
+            .map(|place| ask(&place.entry))
     }
 
     pub(super) fn vote(&self) -> Option<Vote> {
@@ -251,7 +251,7 @@ impl ClaimState {
     /// Whether a server may have the key and no release was begun.
     pub(super) fn is_left(&self) -> bool {
         let state = self.state.lock();
-        !state.is_released && state.members.iter().any(|at| at.chances > 0)
+        !state.is_released && state.members.iter().any(|at| at.possible_grants > 0)
     }
 
     /// Enters a server's release, which is under way until the value is dropped.
@@ -263,7 +263,7 @@ impl ClaimState {
         }
     }
 
-    /// Whether a release to the server is under way, which sees to its doubts (S2).
+    /// Whether a release to the server is under way, which sees to the unsettled requests there (S2).
     pub(super) fn is_releasing(&self, member: usize) -> bool {
         self.state.lock().members[member].releases > 0
     }
@@ -339,7 +339,7 @@ impl<T: Send + 'static> Drop for Creation<T> {
 }
 
 trait CutShort: Send + Sync {
-    /// Drops the request, which is in doubt by then if it was sent, and tells who waits for it.
+    /// Drops the request, which is unsettled by then if it was sent, and tells who waits for it.
     fn cut_short(&self);
 }
 

@@ -32,7 +32,6 @@
 //! Answers after the majority's arrive behind the scenes, on the runtime of the request: a late
 //! grant is kept, or undone if the claim has ended meanwhile.
 
-mod calls;
 pub(crate) mod claim_state;
 #[cfg(test)]
 mod fake;
@@ -45,6 +44,7 @@ mod renew;
 mod repair;
 mod server;
 mod turn;
+mod waiters;
 
 use std::any::Any;
 use std::fmt;
@@ -63,12 +63,12 @@ use crate::error::{Cause, Fault};
 use crate::holder::Holder;
 use crate::key::Key;
 
-use self::calls::Calls;
 use self::claim_state::{ClaimState, Vote};
 use self::fan_out::FanOut;
 pub(crate) use self::member::Member;
 use self::server::QuorumServer;
 pub(crate) use self::turn::Hints;
+use self::waiters::Waiters;
 
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
 /// having.
@@ -77,7 +77,7 @@ const SHARE_OF_TTL: u32 = 4;
 /// tip the balance, and at least this long, and so many times what they usually take.
 const LATENESS: u32 = 4;
 const LATENESS_OF_ITS_OWN: u32 = 2;
-const LEAST_PATIENCE: Duration = Duration::from_millis(2);
+const LEAST_WAIT: Duration = Duration::from_millis(2);
 
 /// P8: what is reserved and not used is not given back, as the servers could not agree on that. So
 /// an acquisition reserves no more numbers than it takes microseconds, and the counters do not run
@@ -91,7 +91,7 @@ pub(crate) struct Quorum {
     name: Arc<str>,
     /// The servers by name, which is the order in which their queues are used.
     queue_order: Vec<usize>,
-    calls: Arc<Calls>,
+    waiters: Arc<Waiters>,
     /// Until when contenders come at random: the servers' queues disagree.
     at_random_until: Mutex<Option<Instant>>,
     /// Where repairs run, which nobody waits for.
@@ -106,7 +106,7 @@ impl Quorum {
         queue_order.sort_by_key(|&member| &addresses[member]);
         Self {
             queue_order,
-            calls: Arc::clone(&hints.calls),
+            waiters: Arc::clone(&hints.waiters),
             at_random_until: Mutex::default(),
             majority: members.len() / 2 + 1,
             name: format!("{} servers ({})", members.len(), addresses.join(", ")).into(),
@@ -203,7 +203,7 @@ impl Quorum {
                 break;
             }
             if answers >= self.majority {
-                until = until.min(start + self.patience(start, &votes.late));
+                until = until.min(start + self.longest_wait(start, &votes.late));
             }
         }
         votes
@@ -230,10 +230,10 @@ impl Quorum {
 
     /// How long after its start a fan-out waits for the others when a majority has answered and has
     /// not decided: they may split the vote for as long as a silent server is waited for.
-    fn patience<T>(&self, start: Instant, fan_out: &FanOut<T>) -> Duration {
+    fn longest_wait<T>(&self, start: Instant, fan_out: &FanOut<T>) -> Duration {
         let missing = fan_out.members().map(|member| self.servers[member].usual());
         let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
-        (start.elapsed() * (LATENESS + 1) + LEAST_PATIENCE).max(usual)
+        (start.elapsed() * (LATENESS + 1) + LEAST_WAIT).max(usual)
     }
 
     /// A server from which only one of the two connections can be had counts as failed.

@@ -88,7 +88,7 @@ impl Quorum {
                 });
             }
             if untils.len() == self.majority {
-                end = end.min(start + self.patience(start, &fan_out));
+                end = end.min(start + self.longest_wait(start, &fan_out));
             }
         }
         if untils.len() < self.majority {

@@ -26,7 +26,7 @@ const NEWEST_SHARE: u32 = 4;
 
 /// The server of the queue gets so many times as long as it usually takes, and at least this long.
 const QUEUE_LATENESS: u32 = 8;
-const LEAST_QUEUE_PATIENCE: Duration = Duration::from_millis(250);
+const LEAST_QUEUE_TIME_OUT: Duration = Duration::from_millis(250);
 /// How long it is left alone when it did not answer: longer each time, up to half a minute.
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 const MOST_DOUBLINGS: u32 = 5;
@@ -36,7 +36,7 @@ pub(super) struct QuorumServer {
     pub(super) backend: Arc<dyn Member>,
     retries: Arc<Semaphore>,
     usual: Mutex<Option<Duration>>,
-    has_complained: AtomicBool,
+    has_warned: AtomicBool,
     /// How it has served as the queue's server.
     service: Mutex<Service>,
 }
@@ -54,7 +54,7 @@ impl QuorumServer {
             backend,
             retries: Arc::new(Semaphore::new(RETRIES)),
             usual: Mutex::new(None),
-            has_complained: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
             service: Mutex::default(),
         })
     }
@@ -79,8 +79,8 @@ impl QuorumServer {
     }
 
     /// How long the server gets to answer for its queue: others can serve.
-    pub(super) fn queue_patience(&self) -> Duration {
-        (self.usual() * QUEUE_LATENESS).max(LEAST_QUEUE_PATIENCE)
+    pub(super) fn queue_time_out(&self) -> Duration {
+        (self.usual() * QUEUE_LATENESS).max(LEAST_QUEUE_TIME_OUT)
     }
 
     pub(super) fn note_queue(&self, serves: bool) {
@@ -110,7 +110,7 @@ impl QuorumServer {
                 *usual = Some((before * (NEWEST_SHARE - 1) + newest) / NEWEST_SHARE);
             }
             Err(fault) if fault.permanent => {
-                if !self.has_complained.swap(true, Ordering::Relaxed) {
+                if !self.has_warned.swap(true, Ordering::Relaxed) {
                     let fault = fault.clone();
                     emit(move || {
                         tracing::warn!(
@@ -143,9 +143,9 @@ impl QuorumServer {
                 .await;
             let answer = answer.map(|freed| state.note_release(member, freed));
             if let Some(sent) = server.backend.disown(&claim) {
-                tokio::spawn(server.see_through(claim, state, member, sent, within));
+                tokio::spawn(server.await_releases_behind(claim, state, member, sent, within));
             } else if answer.as_ref().is_err_and(|fault| !fault.permanent) {
-                server.insist(claim, state, member, within);
+                server.keep_releasing(claim, state, member, within);
             }
             answer
         }
@@ -166,8 +166,8 @@ impl QuorumServer {
         }
     }
 
-    /// S2: waits for the releases behind requests in doubt.
-    async fn see_through(
+    /// S2: waits for the releases behind unsettled requests.
+    async fn await_releases_behind(
         self: Arc<Self>,
         claim: Arc<Claim>,
         state: Arc<ClaimState>,
@@ -183,13 +183,13 @@ impl QuorumServer {
         if !is_free {
             let answer = self.give_up(&claim, &state, member, within).await;
             if answer.is_err_and(|fault| !fault.permanent) {
-                self.insist(claim, state, member, within);
+                self.keep_releasing(claim, state, member, within);
             }
         }
     }
 
     /// Tries to free the key until it is, or is gone by its TTL.
-    fn insist(
+    fn keep_releasing(
         self: Arc<Self>,
         claim: Arc<Claim>,
         state: Arc<ClaimState>,

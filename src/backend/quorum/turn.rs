@@ -39,9 +39,9 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::time::{Instant, sleep};
 
-use crate::backend::quorum::calls::{Call, Calls, Ticket};
 use crate::backend::quorum::claim_state::{ClaimState, Vote};
 use crate::backend::quorum::fan_out::FanOut;
+use crate::backend::quorum::waiters::{Entry, Stage, Waiters};
 use crate::backend::quorum::{Quorum, SHARE_OF_TTL, smallest};
 use crate::backend::{
     Answer, Attempt, Beat, Claim, Fences, Freed, Grant, Listen, Queue, Renewal, Signals, Standing,
@@ -63,13 +63,13 @@ const NO_FENCES: Fences = Fences { first: 0, count: 1 };
 #[derive(Debug)]
 pub(crate) struct Hints {
     signals: Arc<dyn Signals>,
-    pub(super) calls: Arc<Calls>,
+    pub(super) waiters: Arc<Waiters>,
 }
 
 impl Hints {
     pub(crate) fn new(signals: Arc<dyn Signals>) -> Arc<Self> {
-        let calls = Arc::default();
-        Arc::new(Self { signals, calls })
+        let waiters = Arc::default();
+        Arc::new(Self { signals, waiters })
     }
 }
 
@@ -84,7 +84,7 @@ impl Signals for Hints {
 
     /// Wakes the waiter by a lease that is over, so that it asks at once.
     fn granted(&self, grant: Grant) {
-        if self.calls.call(&grant.value) {
+        if self.waiters.call(&grant.value) {
             self.signals.granted(Grant {
                 life: Duration::ZERO,
                 ..grant
@@ -98,14 +98,14 @@ struct Contending<'a>(&'a ClaimState);
 
 impl<'a> Contending<'a> {
     fn new(state: &'a ClaimState) -> Self {
-        state.with_ticket(|ticket| ticket.enter(Call::Contending));
+        state.with_entry(|entry| entry.enter(Stage::Contending));
         Self(state)
     }
 }
 
 impl Drop for Contending<'_> {
     fn drop(&mut self) {
-        self.0.with_ticket(|ticket| ticket.enter(Call::Waiting));
+        self.0.with_entry(|entry| entry.enter(Stage::Waiting));
     }
 }
 
@@ -146,7 +146,7 @@ impl Quorum {
                     return Ok(soon(Some(Duration::ZERO)));
                 }
             }
-        } else if state.with_ticket(Ticket::is_called) != Some(true) {
+        } else if state.with_entry(Entry::is_called) != Some(true) {
             let beat = self.beat(claim, within).await?;
             if let Beat::Waiting(_) = beat {
                 return Ok(beat);
@@ -162,7 +162,7 @@ impl Quorum {
         while faults.len() < self.majority {
             let member = self.queue_server();
             let server = Arc::clone(&self.servers[member]);
-            let within = within.min(server.queue_patience());
+            let within = within.min(server.queue_time_out());
             state.note_queueing(member);
             let asked = (Arc::clone(&server), Arc::clone(claim));
             let beat = state.create(member, async move {
@@ -180,11 +180,11 @@ impl Quorum {
                 None => return Ok(soon(Some(Duration::ZERO))),
             };
             server.note_queue(true);
-            if let Some(before) = state.enter(member, || self.calls.ticket(&claim.value)) {
+            if let Some(before) = state.enter(member, || self.waiters.add(&claim.value)) {
                 self.leave_behind(claim, before, within);
             }
             if let Beat::Granted { told: true, .. } = beat
-                && state.with_ticket(Ticket::is_called) == Some(false)
+                && state.with_entry(Entry::is_called) == Some(false)
             {
                 server.backend.as_queue().note_missed_grant();
             }

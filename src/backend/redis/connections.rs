@@ -36,7 +36,7 @@ use crate::error::Fault;
 
 /// How long waiters do without pushes after one did not come.
 const WITHOUT_PUSHES: Duration = Duration::from_secs(10);
-/// An opening gets at least this long before an impatient caller begins another.
+/// An opening gets at least this long before a caller with little time begins another.
 const SLOW_OPENING: Duration = Duration::from_millis(250);
 /// A provisional connection is used this long before another attempt to open a full one.
 const PROVISIONAL: Duration = Duration::from_secs(60);
@@ -100,21 +100,21 @@ impl Connections {
             return Ok(connection);
         }
         // Boxed, so that what is seldom needed does not make every request's future large.
-        let patience = until.saturating_duration_since(Instant::now());
-        Box::pin(self.get_own(until, patience, true)).await
+        let within = until.saturating_duration_since(Instant::now());
+        Box::pin(self.get_own(until, within, true)).await
     }
 
-    /// `patience` is all the time that the request had, whatever is left of it: who has waited for
+    /// `within` is all the time that the request had, whatever is left of it: who has waited for
     /// long is in no greater hurry (C3).
     async fn get_own(
         &self,
         until: Instant,
-        patience: Duration,
+        within: Duration,
         rests: bool,
     ) -> Result<Arc<Connection>, Fault> {
         let slot = self.slot();
         loop {
-            let mut opening = match slot.find(&self.opener, patience) {
+            let mut opening = match slot.find(&self.opener, within) {
                 Found::Connection(connection) => return Ok(connection),
                 Found::Opening(opening) => opening,
                 Found::Rest(over, fault) => {
@@ -158,29 +158,29 @@ impl Connections {
     }
 
     /// The present runtime's connection or, if that cannot be opened or does not answer, one of
-    /// another runtime: for requests that have to arrive, and had `patience` from the beginning.
+    /// another runtime: for requests that have to arrive, and had `within` from the beginning.
     pub(crate) async fn get_or_borrow(
         &self,
         until: Instant,
-        patience: Duration,
+        within: Duration,
     ) -> Result<Arc<Connection>, Fault> {
         let own = self.slot_of(Handle::current().id(), |slot| slot.usable());
         if let Some(own) = own.flatten().filter(|own| !own.health.is_silent()) {
             return Ok(own);
         }
-        Box::pin(self.open_or_borrow(until, patience)).await
+        Box::pin(self.open_or_borrow(until, within)).await
     }
 
     async fn open_or_borrow(
         &self,
         until: Instant,
-        patience: Duration,
+        within: Duration,
     ) -> Result<Arc<Connection>, Fault> {
         if self.lender().is_none() {
-            return self.get_own(until, patience, true).await;
+            return self.get_own(until, within, true).await;
         }
         let now = Instant::now();
-        let own = self.get_own(now + (until - now) / 2, patience, false);
+        let own = self.get_own(now + (until - now) / 2, within, false);
         let own = own.await;
         let works = own.as_ref().is_ok_and(|own| !own.health.is_silent());
         match self.lender() {
@@ -303,7 +303,7 @@ impl Slot {
     }
 
     /// What a caller has to do that needs a connection.
-    fn find(self: &Arc<Self>, opener: &Arc<Opener>, patience: Duration) -> Found {
+    fn find(self: &Arc<Self>, opener: &Arc<Opener>, within: Duration) -> Found {
         let now = Instant::now();
         let mut state = self.state.lock();
         let usable = state.usable();
@@ -313,12 +313,12 @@ impl Slot {
             return Found::Connection(Arc::clone(connection));
         }
         if let Some(opening) = state.opening.as_ref().filter(|o| o.is_under_way())
-            && (usable.is_some() || now - opening.began <= patience.max(SLOW_OPENING))
+            && (usable.is_some() || now - opening.began <= within.max(SLOW_OPENING))
         {
             let outcome = opening.outcome.clone();
             return usable.map_or(Found::Opening(outcome), Found::Connection);
         }
-        if let Some(over) = state.pace.rests_until(now, patience) {
+        if let Some(over) = state.pace.rests_until(now, within) {
             let fault = || state.last_fault(opener.server());
             return usable.map_or_else(|| Found::Rest(over, fault()), Found::Connection);
         }

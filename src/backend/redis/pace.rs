@@ -27,9 +27,9 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Until when a caller that has `patience` may not open a connection, if not now.
-    pub(super) fn rests_until(&self, now: Instant, patience: Duration) -> Option<Instant> {
-        let rest = self.rest.min(REST_IN_A_HURRY.max(patience / 2));
+    /// Until when a caller that has `within` may not open a connection, if not now.
+    pub(super) fn rests_until(&self, now: Instant, within: Duration) -> Option<Instant> {
+        let rest = self.rest.min(REST_IN_A_HURRY.max(within / 2));
         let over = self.last? + rest;
         (now < over).then_some(over)
     }
@@ -57,13 +57,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     /// How many openings a caller gets in `time` that asks again and again.
-    fn openings(pace: &mut Pace, time: Duration, patience: Duration) -> usize {
+    fn openings(pace: &mut Pace, time: Duration, within: Duration) -> usize {
         let begin = Instant::now();
         let step = Duration::from_millis(1);
         let steps = u32::try_from(time.as_millis()).expect("a short time");
         let moments = (0..steps).map(|number| begin + step * number);
         let moments = moments.filter(|&now| {
-            let allows = pace.rests_until(now, patience).is_none();
+            let allows = pace.rests_until(now, within).is_none();
             if allows {
                 pace.begin(now);
             }

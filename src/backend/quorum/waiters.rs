@@ -7,12 +7,12 @@ use parking_lot::Mutex;
 
 /// Claims that wait, by their values. What is said of others is not kept.
 #[derive(Debug, Default)]
-pub(crate) struct Calls {
-    waiting: Mutex<HashMap<Arc<str>, Call>>,
+pub(crate) struct Waiters {
+    waiting: Mutex<HashMap<Arc<str>, Stage>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(super) enum Stage {
     Waiting,
     /// The queue's server has said that it is its turn.
     Called,
@@ -20,12 +20,12 @@ pub(super) enum Call {
     Contending,
 }
 
-impl Calls {
-    pub(super) fn ticket(self: &Arc<Self>, value: &Arc<str>) -> Ticket {
+impl Waiters {
+    pub(super) fn add(self: &Arc<Self>, value: &Arc<str>) -> Entry {
         let mut waiting = self.waiting.lock();
-        waiting.insert(Arc::clone(value), Call::Waiting);
-        Ticket {
-            calls: Arc::clone(self),
+        waiting.insert(Arc::clone(value), Stage::Waiting);
+        Entry {
+            waiters: Arc::clone(self),
             value: Arc::clone(value),
         }
     }
@@ -33,11 +33,11 @@ impl Calls {
     /// A queue's server has said that it is the turn of this value; says whether that is news.
     pub(super) fn call(&self, value: &str) -> bool {
         match self.waiting.lock().get_mut(value) {
-            Some(call @ Call::Waiting) => {
-                *call = Call::Called;
+            Some(stage @ Stage::Waiting) => {
+                *stage = Stage::Called;
                 true
             }
-            Some(Call::Called | Call::Contending) => false,
+            Some(Stage::Called | Stage::Contending) => false,
             // It does not wait any more: its turn is to go on to the next.
             None => true,
         }
@@ -46,24 +46,24 @@ impl Calls {
 
 /// A claim's entry among those that wait.
 #[derive(Debug)]
-pub(super) struct Ticket {
-    calls: Arc<Calls>,
+pub(super) struct Entry {
+    waiters: Arc<Waiters>,
     value: Arc<str>,
 }
 
-impl Ticket {
-    pub(super) fn enter(&self, call: Call) -> Option<Call> {
-        let mut waiting = self.calls.waiting.lock();
-        waiting.insert(Arc::clone(&self.value), call)
+impl Entry {
+    pub(super) fn enter(&self, stage: Stage) -> Option<Stage> {
+        let mut waiting = self.waiters.waiting.lock();
+        waiting.insert(Arc::clone(&self.value), stage)
     }
 
     pub(super) fn is_called(&self) -> bool {
-        self.calls.waiting.lock().get(&self.value) == Some(&Call::Called)
+        self.waiters.waiting.lock().get(&self.value) == Some(&Stage::Called)
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Entry {
     fn drop(&mut self) {
-        self.calls.waiting.lock().remove(&self.value);
+        self.waiters.waiting.lock().remove(&self.value);
     }
 }
