@@ -1,7 +1,7 @@
 //! Contenders of several processes on one quorum wait in turn: as many lockers, which share
 //! nothing.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use redlease::{Lock, LockGuard, Locker, Released};
 use testkit::{DEADLINE, Servers, eventually, unique_key};
@@ -316,4 +316,68 @@ async fn p11_contenders_that_disagree_on_the_first_server_get_the_lock_although_
         let done = tokio::time::timeout(2 * DEADLINE, racer).await;
         done.expect("nobody waits for ever").unwrap();
     }
+}
+
+/// The first of the process keeps the vote of the queue's server, which reserved one number. Then a
+/// second one waits behind it, for which the other votes reserve more.
+#[tokio::test]
+async fn p8_numbers_for_others_of_the_process_are_reserved_where_a_vote_was_kept() {
+    let mut servers = Servers::start(3);
+    let at = first(&servers);
+    let (other, last) = ((at + 1) % 3, (at + 2) % 3);
+    servers.0[last].kill();
+    let key = unique_key();
+    // Ahead of this process' clock, as after a holder elsewhere: so that the votes agree.
+    let counter = format!("{{{key}}}:fence");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let ahead = now.as_micros() as u64 + 3_600_000_000;
+    for index in [at, other] {
+        let () = servers.0[index].command(&["SET", &counter, &ahead.to_string()]);
+    }
+    let () = servers.0[other].command(&["SET", &key, "somebody else", "PX", "600000"]);
+
+    let waiters = locker(&urls(&servers)).await;
+    let (sender, mut tokens) = mpsc::unbounded_channel();
+    let wait = || {
+        let lock = waiters.mutex(&key).ttl(TTL);
+        let lock = lock.handover_for(Duration::from_secs(60));
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            let guard = lock.lock().await.unwrap();
+            sender.send(guard.fencing_token()).unwrap();
+            guard.release().await.unwrap();
+        })
+    };
+    let turn = wait();
+    let writer = format!("{counter}-owner");
+    // A first attempt is undone at once; a vote that is kept stays there.
+    let mut seen = 0;
+    eventually("it keeps its vote", || {
+        let value = servers.0[at].get(&key);
+        seen = match value.is_some() && value == servers.0[at].get(&writer) {
+            true => seen + 1,
+            false => 0,
+        };
+        seen == 5
+    })
+    .await;
+    let behind = wait();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let () = servers.0[other].command(&["DEL", &key]);
+    turn.await.unwrap();
+    behind.await.unwrap();
+    let handed_over = [tokens.recv().await.unwrap(), tokens.recv().await.unwrap()];
+    assert!(handed_over[0] < handed_over[1]);
+
+    // Of those two servers, only the one of the queue serves now.
+    servers.0[last].restart();
+    let later = locker(&urls(&servers)).await;
+    servers.0[other].freeze();
+    let guard = later.mutex(&key).ttl(TTL).lock().await.unwrap();
+    assert!(
+        guard.fencing_token() > handed_over[1],
+        "P8: {} after {handed_over:?}",
+        guard.fencing_token()
+    );
+    servers.0[other].thaw();
 }

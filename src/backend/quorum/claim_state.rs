@@ -37,7 +37,8 @@ use crate::clock::Moment;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Vote {
     pub(super) member: usize,
-    pub(super) fence: u64,
+    /// What the server reserved: a vote that was kept may have reserved less than is asked for now.
+    pub(super) fences: Fences,
     pub(super) deadline: Moment,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A server keeps the counter and the value of the claim that wrote it. A grant answers the next
 //! number, or the floor if that is larger; as all servers get the same floor, they answer the same
-//! number as a rule. Then a majority has reserved it and nothing is left to do.
+//! number as a rule. Then a majority has reserved it and nothing is left to do. (A server whose vote was
+//! kept may have reserved fewer numbers than the others: then the rest is written back, too.)
 //!
 //! Why the order of P8 holds: a token is at a majority of the servers before the acquire returns,
 //! and any later acquire's majority shares a server with that one, which answers a larger number.
@@ -31,14 +32,16 @@ impl Quorum {
         within: Duration,
     ) -> Result<Attempt, Fault> {
         let deadline = lease(grants.iter().map(|grant| grant.deadline), self.majority);
-        let largest = grants.iter().map(|grant| grant.fence).max();
+        let largest = grants.iter().map(|grant| grant.fences.first).max();
         let fences = Fences {
             first: largest.unwrap_or(asked.first),
             count: asked.count,
         };
         let agreeing: Vec<_> = grants
             .iter()
-            .filter(|grant| grant.fence == fences.first)
+            .filter(|Vote { fences: own, .. }| {
+                own.first == fences.first && own.count >= fences.count
+            })
             .map(|grant| grant.member)
             .collect();
         if agreeing.len() < self.majority {

@@ -398,7 +398,7 @@ impl Votes {
         match answer {
             Some(Ok(Attempt::Granted { fences, deadline })) => self.grants.push(Vote {
                 member,
-                fence: fences.first,
+                fences,
                 deadline,
             }),
             Some(Ok(Attempt::Held { ttl })) => {
