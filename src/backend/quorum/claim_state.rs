@@ -264,7 +264,8 @@ impl ClaimState {
         }
     }
 
-    /// Whether a release to the server is under way, which sees to the unsettled requests there (S2).
+    /// Whether a release to the server is under way, which sees to the unsettled requests there
+    /// (S2).
     pub(super) fn is_releasing(&self, member: usize) -> bool {
         self.state.lock().members[member].releases > 0
     }

@@ -25,7 +25,8 @@
 //!    with the token: the one exception to P7. A repair begins when a server refuses what the
 //!    majority grants, as a rule because of a loser of the race that gives its minority back a
 //!    moment later, when a server is in trouble meanwhile, and when it has nothing to renew. It is
-//!    tried for a short while, on the driver's thread. No repair follows a release: see [`claim_state`].
+//!    tried for a short while, on the driver's thread. No repair follows a release: see
+//!    [`claim_state`].
 //! 5. **Release**: everywhere, also where no answer came; but not where each request was refused.
 //! 6. **Wait**: in turn, in the queue of one server, which says who is to ask for votes: see [`turn`].
 //!
@@ -162,7 +163,7 @@ impl Quorum {
     ) -> Votes {
         let state = self.state(claim);
         let mut votes = Votes {
-            lacking: Vec::new(),
+            without_key: Vec::new(),
             ttls: Vec::new(),
             faults: Vec::new(),
             late: FanOut::new(),
@@ -221,7 +222,7 @@ impl Quorum {
             .settle_fence(claim, &votes.grants, fences, within)
             .await;
         if let Ok(Attempt::Granted { .. }) = attempt {
-            self.complete(claim, votes.lacking, votes.late, within);
+            self.complete(claim, votes.without_key, votes.late, within);
         } else {
             self.state(claim).end();
         }
@@ -385,7 +386,7 @@ impl fmt::Debug for Quorum {
 struct Votes {
     grants: Vec<Vote>,
     /// Who refused, or failed for now.
-    lacking: Vec<usize>,
+    without_key: Vec<usize>,
     /// How long the keys live of those who refused.
     ttls: Vec<Option<Duration>>,
     faults: Vec<Fault>,
@@ -402,12 +403,12 @@ impl Votes {
                 deadline,
             }),
             Some(Ok(Attempt::Held { ttl })) => {
-                self.lacking.push(member);
+                self.without_key.push(member);
                 self.ttls.push(ttl);
             }
             Some(Err(fault)) => {
                 if !fault.permanent {
-                    self.lacking.push(member);
+                    self.without_key.push(member);
                 }
                 self.faults.push(fault);
             }

@@ -1,7 +1,7 @@
 //! The repair of servers that lack the key of a claim that a majority has.
 //!
-//! It is subject to S1 and S2 of [`claim_state`](crate::backend::quorum::claim_state), so it does not outlive a
-//! release. It runs on the driver's thread. A server in trouble is asked again until the repair
+//! It is subject to S1 and S2 of [`claim_state`](crate::backend::quorum::claim_state), so it does
+//! not outlive a release. It runs on the driver's thread. A server in trouble is asked again until the repair
 //! ends, which is long before the grant or the renewal that it follows does, so the majority
 //! stands.
 
@@ -33,16 +33,23 @@ impl Quorum {
     pub(super) fn complete(
         &self,
         claim: &Arc<Claim>,
-        lacking: Vec<usize>,
+        without_key: Vec<usize>,
         late: FanOut<Option<Result<Attempt, Fault>>>,
         within: Duration,
     ) {
-        let lacks = |answer: &Option<Result<Attempt, Fault>>| match answer {
+        let is_without_key = |answer: &Option<Result<Attempt, Fault>>| match answer {
             Some(Ok(Attempt::Held { .. })) => true,
             Some(Err(fault)) => !fault.permanent,
             Some(Ok(Attempt::Granted { .. })) | None => false,
         };
-        self.repair_all(claim, lacking, late, lacks, FIRST_RETRY, within);
+        self.repair_all(
+            claim,
+            without_key,
+            late,
+            is_without_key,
+            FIRST_RETRY,
+            within,
+        );
     }
 
     /// Sees to the servers that did not renew although the majority did.
@@ -61,13 +68,13 @@ impl Quorum {
     fn repair_all<T: Send + 'static>(
         &self,
         claim: &Arc<Claim>,
-        lacking: Vec<usize>,
+        without_key: Vec<usize>,
         mut late: FanOut<T>,
-        lacks: impl Fn(&T) -> bool + Send + 'static,
+        is_without_key: impl Fn(&T) -> bool + Send + 'static,
         pause: Duration,
         within: Duration,
     ) {
-        if lacking.is_empty() && late.open() == 0 {
+        if without_key.is_empty() && late.open() == 0 {
             return;
         }
         // The caller's runtime may not be driven any more when the grant is in its hands.
@@ -84,10 +91,10 @@ impl Quorum {
                 repair(server, claim, state, member, within).await;
             });
         };
-        lacking.into_iter().for_each(&repair);
+        without_key.into_iter().for_each(&repair);
         tokio::spawn(async move {
             while let Some((member, answer)) = late.next().await {
-                if lacks(&answer) {
+                if is_without_key(&answer) {
                     repair(member);
                 }
             }

@@ -230,14 +230,14 @@ impl Quorum {
         let ttl = loop {
             tries -= 1;
             let has = |member: usize| grants.iter().any(|grant| grant.member == member);
-            let lacking = (0..self.servers.len()).filter(|&m| !has(m) && state.is_clean(m));
-            let lacking: Vec<_> = lacking.collect();
-            if grants.len() + lacking.len() < self.majority {
+            let to_ask = (0..self.servers.len()).filter(|&m| !has(m) && state.is_clean(m));
+            let to_ask: Vec<_> = to_ask.collect();
+            if grants.len() + to_ask.len() < self.majority {
                 // Under another value they can be asked again (S4).
                 state.end();
                 return Ok(soon(Some(Duration::ZERO)));
             }
-            let votes = self.ask(claim, fences, within, &lacking, grants).await;
+            let votes = self.ask(claim, fences, within, &to_ask, grants).await;
             if votes.grants.len() >= self.majority {
                 let attempt = self.win(claim, votes, fences, within).await?;
                 return Ok(answer(attempt));
