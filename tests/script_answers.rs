@@ -128,6 +128,19 @@ fn p13_no_script_answers_anything_on_a_master_that_lost_its_replicas() {
 }
 
 #[test]
+fn who_wrote_the_counter_may_be_garbage() {
+    let server = Server::start();
+    let mut connection = server.client();
+    let [_, counter, owner, ..] = MEMBER_KEYS;
+    let arguments = ["v", "9000", FLOOR];
+    server.command::<i64>(&["HSET", owner, "a", "b"]);
+    let answer = call(&mut connection, ACQUIRE_MEMBER, &MEMBER_KEYS, &arguments);
+    assert_eq!(answer.unwrap(), Value::Int(1));
+    assert_eq!(server.command::<String>(&["GET", owner]), "v");
+    assert_eq!(server.command::<String>(&["GET", counter]), FLOOR);
+}
+
+#[test]
 fn a_key_of_another_type_is_not_ours_on_a_master() {
     let server = Server::start();
     let mut connection = server.client();

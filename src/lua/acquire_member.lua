@@ -10,7 +10,7 @@ if holder then
   if holder ~= ARGV[1] then
     return {0, redis.call('PTTL', KEYS[1])}
   end
-  if redis.call('GET', KEYS[3]) == ARGV[1] then
+  if redis.pcall('GET', KEYS[3]) == ARGV[1] then
     return {2, 0}
   end
   redis.call('PEXPIRE', KEYS[1], ARGV[2])

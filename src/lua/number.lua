@@ -11,7 +11,7 @@ if #floor == 16 and floor < '9' then
   last = redis.pcall('SET', KEYS[2], ARGV[4] or floor, 'PX', COUNTER_TTL, 'GET')
   if not last or (#last == 16 and last < floor and not string.find(last, '%D')) then
     if writer_key then
-      redis.call('SET', writer_key, ARGV[1], 'PX', COUNTER_TTL, 'GET')
+      redis.call('SET', writer_key, ARGV[1], 'PX', COUNTER_TTL)
     end
     return 1
   end
