@@ -44,6 +44,7 @@ pub(super) struct QuorumServer {
 #[derive(Default)]
 struct Service {
     failures: u32,
+    failed_at: Option<Instant>,
     /// It is left alone until then.
     out_until: Option<Instant>,
 }
@@ -83,15 +84,22 @@ impl QuorumServer {
         (self.usual() * QUEUE_LATENESS).max(LEAST_QUEUE_TIME_OUT)
     }
 
-    pub(super) fn note_queue(&self, serves: bool) {
+    pub(super) fn note_served(&self) {
+        *self.service.lock() = Service::default();
+    }
+
+    /// A request of then came to no answer. Those that were under way together fail together, which
+    /// is one failure.
+    pub(super) fn note_failed(&self, sent: Instant) {
         let mut service = self.service.lock();
-        if serves {
-            *service = Service::default();
-        } else {
-            let rest = SHORTEST_REST * (1 << service.failures.min(MOST_DOUBLINGS));
-            service.failures += 1;
-            service.out_until = Some(Instant::now() + rest);
+        if service.failed_at.is_some_and(|failed_at| sent < failed_at) {
+            return;
         }
+        let now = Instant::now();
+        let rest = SHORTEST_REST * (1 << service.failures.min(MOST_DOUBLINGS));
+        service.failures += 1;
+        service.failed_at = Some(now);
+        service.out_until = Some(now + rest);
     }
 
     /// Watches a request to the server: how long an answer takes, and whether it refuses for good,

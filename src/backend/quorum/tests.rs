@@ -416,3 +416,17 @@ async fn a_look_tells_what_the_majority_has_and_whether_a_renewal_has_something_
     assert_eq!(f.value_at(2).await, None, "the minority's key is undone");
     assert_eq!(f.fakes[2].calls("renew"), 0);
 }
+
+/// Of several keys whose heartbeats meet one outage.
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_fails_many_at_once_rests_as_for_one() {
+    let f = Fixture::new(3);
+    f.fakes[0].hold();
+    let (one, other) = (f.claim("a"), f.claim("b"));
+    let beat = |claim| f.quorum.enqueue(claim, Fences::floor(1), WITHIN);
+    let (one, other) = tokio::join!(beat(&one), beat(&other));
+    assert!(one.is_err() && other.is_err());
+    assert!(!f.quorum.servers[0].may_queue(Instant::now()));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(f.quorum.servers[0].may_queue(Instant::now()));
+}

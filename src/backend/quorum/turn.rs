@@ -164,6 +164,7 @@ impl Quorum {
             let server = Arc::clone(&self.servers[member]);
             let within = within.min(server.queue_time_out());
             state.note_queueing(member);
+            let sent = Instant::now();
             let asked = (Arc::clone(&server), Arc::clone(claim));
             let beat = state.create(member, async move {
                 let (server, claim) = asked;
@@ -173,13 +174,13 @@ impl Quorum {
             let beat = match beat.await {
                 Some(Ok(beat)) => beat,
                 Some(Err(fault)) => {
-                    server.note_queue(false);
+                    server.note_failed(sent);
                     faults.push(fault);
                     continue;
                 }
                 None => return Ok(soon(Some(Duration::ZERO))),
             };
-            server.note_queue(true);
+            server.note_served();
             if let Some(before) = state.enter(member, || self.waiters.add(&claim.value)) {
                 self.leave_behind(claim, before, within);
             }
