@@ -216,14 +216,14 @@ async fn p7_flushall_is_a_loss_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn p6_a_thief_keeps_his_key() {
+async fn p6_a_thief_keeps_its_key() {
     let (server, key, reason) = reason_after(|server, key| {
         server.command::<()>(&["SET", key, "thief", "PX", "50000"]);
     })
     .await;
     assert!(matches!(reason, LostReason::Stolen), "{reason:?}");
     assert_eq!(server.get(&key).as_deref(), Some("thief"));
-    // Our TTL was longer: a renewal of his key would show.
+    // Our TTL was longer: a renewal of the thief's key would show.
     assert!(pttl(&server, &key) <= Duration::from_secs(50));
 }
 

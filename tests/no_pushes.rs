@@ -1,4 +1,4 @@
-//! Where Redis tells nothing, or somebody on the way keeps it to himself: heartbeats alone serve.
+//! Without pushes, because Redis sends none or a proxy swallows them: heartbeats alone serve.
 
 #[path = "common/waiters.rs"]
 mod waiters;

@@ -17,7 +17,7 @@
 //!   run send their heartbeats and release what they hold. Grants are told at once, or else at any
 //!   time and perhaps never. Clients crash and stop (`SIGSTOP`) at any moment, and go on.
 //! * A foreigner who holds the lock at the start, and one who deletes the key at any moment. A
-//!   lease whose key he deleted is not counted as held.
+//!   lease whose key it deleted is not counted as held.
 //!
 //! # What is not modelled
 //!

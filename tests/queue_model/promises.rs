@@ -9,7 +9,7 @@ use crate::world::World;
 
 pub(crate) const EXCLUSION: &str = "two guards are never both held";
 pub(crate) const COVERED: &str = "a lease never outlives the server's key";
-pub(crate) const ORDER: &str = "nobody is granted the lock past one who waits before him";
+pub(crate) const ORDER: &str = "nobody is granted the lock past one that waits before it";
 pub(crate) const NEVER_FREE: &str = "no script frees the key while somebody waits";
 pub(crate) const FREE_SHORTLY: &str = "a free key is taken within a heartbeat and its delay";
 pub(crate) const WASTED_SHORTLY: &str = "somebody has the lock again in a bounded time";

@@ -8,7 +8,7 @@ use crate::observer::Run;
 const LONGEST_IDLE: u64 = 333 * MS + SLACK;
 
 impl Checker<'_> {
-    /// A waiter that is not disturbed asks for a free lock by himself, whatever the others do.
+    /// A waiter that is not disturbed asks for a free lock by itself, whatever the others do.
     pub(super) fn idle(&mut self, key: usize, claims: &[&Claim], runs: &[Run]) {
         let got = |claim: &&Claim| claim.guard.as_ref().map(|guard| guard.got);
         let taken: Vec<u64> = claims.iter().filter_map(got).collect();

@@ -6,7 +6,7 @@ use crate::observer::Run;
 
 /// The rest of an unsafe fault: a replica's, or a ghost's, lease.
 const STALE: u64 = 1000 * MS;
-/// The shortest life of a waiter in the queue: for so long he may be granted a lock.
+/// The shortest life of a waiter in the queue: for so long it may be granted a lock.
 const WAITER: u64 = 500 * MS;
 
 impl Checker<'_> {
@@ -48,7 +48,7 @@ impl Checker<'_> {
             };
             Some(end.min(life + ttl))
         });
-        // Nobody had it: somebody was cancelled, or was granted what he no longer waited for.
+        // Nobody had it: somebody was cancelled, or was granted what it no longer waited for.
         let end = ends
             .max()
             .unwrap_or_else(|| self.given_up(key, value, seen));
@@ -59,8 +59,8 @@ impl Checker<'_> {
         delivered.map_or(limit, |at| limit.max(at + ttl.max(WAITER) + SLACK))
     }
 
-    /// When he whose value it may be stopped waiting: until then a grant that he cannot hear of, or
-    /// has just heard of, is his.
+    /// When the waiter whose value it may be stopped waiting: until then a grant that it cannot
+    /// hear of, or has just heard of, is its own.
     fn given_up(&self, key: usize, value: &str, seen: u64) -> u64 {
         let lane = lane_of(value);
         let waits = self.record.claims.iter().filter(|claim| claim.key == key);
@@ -174,7 +174,7 @@ const AROUND: u64 = 50 * MS;
 const UNSEEN: u64 = 10 * MS;
 
 /// Whether a value did not come back by `noticed`, so that the last look before tells when its key
-/// expired. One who did not hear of his grant may be granted the lock again under the same value.
+/// expired. One that did not hear of its grant may be granted the lock again under the same value.
 fn is_gone_until(noticed: u64, value: &str, later: &[Run]) -> bool {
     let Some(end) = later.iter().position(|run| run.last >= noticed) else {
         return false;
