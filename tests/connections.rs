@@ -576,3 +576,44 @@ async fn p13_a_connection_that_breaks_while_it_is_opened_is_not_a_refusal() {
         "{outcome:?}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn p13_a_blocked_thread_of_the_runtime_delays_no_requests_of_the_others() {
+    const BLOCK: Duration = Duration::from_secs(8);
+    let server = Server::start();
+    let locker = Locker::connect(server.url()).await.unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asking = (0..4).map(|_| {
+        let (locker, asked) = (locker.clone(), Arc::clone(&asked));
+        tokio::spawn(async move {
+            let lock = locker.mutex(unique_key());
+            let mut longest = Duration::ZERO;
+            while asked.load(Ordering::Relaxed) < usize::MAX / 2 {
+                let began = Instant::now();
+                // A thread that is blocked may take the connection along, for a time-out.
+                let _ = lock.holder().await;
+                longest = longest.max(began.elapsed());
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+            longest
+        })
+    });
+    let asking: Vec<_> = asking.collect();
+    eventually("some answers", || asked.load(Ordering::Relaxed) > 100).await;
+    // A task that begins requests and goes on in the same breath, as with `join!`.
+    let end = Arc::clone(&asked);
+    let blocks = tokio::spawn(async move {
+        let locks: Vec<_> = (0..8).map(|_| locker.mutex(unique_key())).collect();
+        let mut requests: Vec<_> = locks.iter().map(|lock| Box::pin(lock.holder())).collect();
+        for request in &mut requests {
+            begin(request);
+        }
+        std::thread::sleep(BLOCK);
+        end.store(usize::MAX / 2, Ordering::Relaxed);
+    });
+    blocks.await.unwrap();
+    for task in asking {
+        let longest = task.await.unwrap();
+        assert!(longest < BLOCK * 3 / 4, "{longest:?}");
+    }
+}

@@ -9,8 +9,10 @@
 //! * **R2** The task ticks for as long as a request is under way, and ends when there is none.
 //! * **R4** A busy connection gets the requests of all tasks that are ready together, and writes
 //!   them together. Sent one by one, each would be written alone: tokio runs redis-rs' task right
-//!   after the one that wakes it. So requests are staged, and the task of R2 hands them over when
-//!   the others that were ready have run. Callers need not be polled for that.
+//!   after the one that wakes it. So requests are staged, and another task hands them over when the
+//!   others that were ready have run. Callers need not be polled for that. It is not the task of
+//!   R2: the thread whose task has woken it may be blocked, and no other takes it from there. Then
+//!   the task of R2 hands over.
 //! * **R3** A request that is dropped is taken back from redis-rs: if it was not sent yet, it never
 //!   is. Only the box of one that was answered is used again.
 
@@ -26,7 +28,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::unconstrained;
+use tokio::task::{AbortHandle, unconstrained};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::ReusableBoxFuture;
 
@@ -163,7 +165,7 @@ impl Sender {
 
     /// Sends a command and awaits the reply, at most until `until`.
     ///
-    /// The task of R2 and R4 runs on `runtime`, the connection's; `is_borrowed` says whether the
+    /// The tasks of R2 and R4 run on `runtime`, the connection's; `is_borrowed` says whether the
     /// request comes from elsewhere, and so must not depend on it.
     pub(super) async fn send(
         &self,
@@ -361,6 +363,7 @@ impl<'a> UnderWay<'a> {
             requests.note_tick();
             let ticking = Ticking {
                 requests: Arc::clone(requests),
+                handing_over: None,
                 has_ended: false,
             };
             runtime.spawn(ticking.run());
@@ -372,6 +375,15 @@ impl<'a> UnderWay<'a> {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.requests.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Hands over what is staged when all tasks that are ready have run (R4).
+async fn hand_over_batches(requests: Arc<Requests>) {
+    loop {
+        requests.stage.notified().await;
+        let_others_run().await;
+        requests.hand_over_what_is_staged();
     }
 }
 
@@ -392,23 +404,17 @@ async fn let_others_run() {
 /// The only task that ticks. A runtime that ends drops it, which makes room for another.
 struct Ticking {
     requests: Arc<Requests>,
+    handing_over: Option<AbortHandle>,
     has_ended: bool,
 }
 
 impl Ticking {
     async fn run(mut self) {
+        let handing_over = hand_over_batches(Arc::clone(&self.requests));
+        self.handing_over = Some(tokio::spawn(handing_over).abort_handle());
         let requests = &self.requests;
         loop {
-            let mut next = pin!(sleep(TICK));
-            loop {
-                tokio::select! {
-                    biased;
-                    () = &mut next => break,
-                    () = requests.stage.notified() => {}
-                }
-                let_others_run().await;
-                requests.hand_over_what_is_staged();
-            }
+            sleep(TICK).await;
             requests.hand_over_what_is_staged();
             requests.note_tick();
             contain(|| requests.tick.notify_waiters());
@@ -428,6 +434,9 @@ impl Ticking {
 
 impl Drop for Ticking {
     fn drop(&mut self) {
+        if let Some(task) = &self.handing_over {
+            task.abort();
+        }
         if !self.has_ended {
             let requests = &self.requests;
             requests.is_ticking.store(false, Ordering::SeqCst);
