@@ -14,6 +14,9 @@ const MORE_THREADS: u64 = 8;
 const MORE_DESCRIPTORS: u64 = 40;
 const MORE_KILOBYTES: u64 = 64 * 1024;
 
+/// So ends what is said of a run that shows neither a fault nor that there is none.
+pub const NOTHING_PROVEN: &str = "nothing is proven";
+
 pub struct Outcome {
     pub findings: Findings,
     /// What was seen of a quorum with a minority in trouble.
@@ -53,7 +56,7 @@ impl Outcome {
         }
         if self.findings.holds < 100 {
             problems.push(format!(
-                "only {} holds: nothing is proven",
+                "only {} holds: {NOTHING_PROVEN}",
                 self.findings.holds
             ));
         }

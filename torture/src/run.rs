@@ -145,8 +145,11 @@ fn check(
     let history = &target.history;
     let runs: Vec<_> = seen.iter().map(|servers| majority::of(servers)).collect();
     let mut findings = history.with(|record| checker::check(record, &runs, plan.class(), end));
-    if plan.servers > 1 && plan.class() == Class::Safe {
-        findings.violations.extend(leaks(history, seen, end));
+    if plan.class() == Class::Safe {
+        findings.violations.extend(match plan.servers {
+            1 => history.with(|record| checker::passed_over(record, &runs, end)),
+            _ => leaks(history, seen, end),
+        });
     }
     let troubles = match target.troubles.lock() {
         Ok(troubles) => troubles.clone(),

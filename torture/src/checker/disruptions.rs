@@ -5,7 +5,7 @@ use crate::history::{MS, Record};
 use crate::observer::{LONGEST_GAP, Run};
 
 /// How long after a fault its after-effects may last: retries back off for half a second.
-const RECOVERY: u64 = 1500 * MS;
+pub const RECOVERY: u64 = 1500 * MS;
 /// A pause that is shorter makes no request time out, and so has no after-effects.
 const HARMLESS: u64 = 100 * MS;
 /// A request that a fault has kept is carried out this soon after the fault.

@@ -1,5 +1,6 @@
 //! P9, P11: a lock that is free does not stay so while somebody waits for it.
 
+use crate::checker::disruptions::RECOVERY;
 use crate::checker::{Checker, SLACK};
 use crate::history::{Claim, MS};
 use crate::observer::Run;
@@ -31,6 +32,50 @@ impl Checker<'_> {
                 ));
             }
         }
+    }
+
+    /// A waiter that asks takes a lock that is free, or gives it to one before it: then it is not
+    /// free again and again, for others to take.
+    pub(super) fn passed_over(&mut self, key: usize, claims: &[&Claim], runs: &[Run]) {
+        for claim in claims {
+            let end = claim.guard.as_ref().map(|guard| guard.got);
+            let end = end.or(claim.gave_up);
+            let until = end.unwrap_or_else(|| self.life_end(claim));
+            let free = match until.saturating_sub(claim.called) {
+                0..=LONGEST_IDLE => 0,
+                _ => self.free_in(claim.lane, claim.called, until, runs),
+            };
+            if free > LONGEST_IDLE {
+                let (waited, free) = ((until - claim.called) / MS, free / MS);
+                let (lane, at) = (claim.lane, until / MS);
+                self.violation(format!(
+                    "P11: key {key} was free for {free} ms of the {waited} ms until {at} that \
+                     worker {lane} waited"
+                ));
+            }
+        }
+    }
+
+    /// For how long in all the lock was free, at most between two disturbances of `lane`.
+    fn free_in(&self, lane: usize, from: u64, until: u64, runs: &[Run]) -> u64 {
+        let mut unrest: Vec<_> = self.disruptions.unrest(lane, from, until).collect();
+        unrest.push((until, until + RECOVERY));
+        let first = runs.partition_point(|run| run.last < from);
+        let free = runs[first..].iter().filter(|run| run.value.is_none());
+        let free: Vec<_> = free.map(|run| (run.first.1, run.last)).collect();
+        let (mut longest, mut sum, mut calm_from) = (0, 0, from);
+        for (began, ended) in unrest {
+            let within =
+                |&(since, to): &(u64, u64)| to.min(began).saturating_sub(since.max(calm_from));
+            sum += free.iter().map(within).sum::<u64>();
+            longest = longest.max(sum);
+            // A short pause is left out, and changes nothing.
+            if ended - began >= RECOVERY {
+                sum = 0;
+            }
+            calm_from = calm_from.max(ended);
+        }
+        longest
     }
 
     /// The longest stretch in which `lane` was not disturbed and nobody got the lock, for a moment
@@ -112,6 +157,35 @@ mod tests {
         let after = |length| free_for(length).fault("freeze", None, (4000, 6000));
         after(1000 + 1500 + 733).is_fine();
         after(1000 + 1500 + 734).shows("P11");
+    }
+
+    /// Somebody of worker 0 waits all the time; the key is free, and taken by others, by turns.
+    fn by_turns(turns: u64) -> Story {
+        let story = Story::new().claim(wait(0, (1000, 19_000)));
+        (0..turns).fold(story, |story, turn| {
+            let at = 5000 + 200 * turn;
+            let taken = hold(1, turn + 1, (at + 100, at + 190)).ended(at + 190, "dropped");
+            let story = story.sees(None, (at, at + 98)).claim(taken);
+            story.sees(Some(value(1, turn + 1)), (at + 102, at + 188))
+        })
+    }
+
+    #[test]
+    fn p11_a_waiter_that_others_pass_over_again_and_again_is_found() {
+        assert!(by_turns(7).passed_over().is_empty());
+        let found = by_turns(8).passed_over();
+        assert_eq!(
+            found,
+            ["P11: key 0 was free for 784 ms of the 18000 ms until 19000 that worker 0 waited"]
+        );
+    }
+
+    #[test]
+    fn p11_who_is_passed_over_while_it_is_disturbed_proves_nothing() {
+        let cut = by_turns(8).fault("cut", Some(0), (5700, 5900));
+        assert!(cut.passed_over().is_empty());
+        let paused = by_turns(9).pause(0, (5700, 5710));
+        assert_eq!(paused.passed_over().len(), 1);
     }
 
     #[test]

@@ -91,6 +91,17 @@ pub fn leaks(record: &Record, runs: &[Vec<Run>], end: u64) -> Vec<String> {
     checker.findings.violations
 }
 
+/// P11: waiters on one server that others passed over again and again. The servers of a quorum are
+/// at odds for moments, in which the lock is not free.
+pub fn passed_over(record: &Record, runs: &[Vec<Run>], end: u64) -> Vec<String> {
+    let mut checker = Checker::new(record, runs, Class::Safe, end);
+    for (key, runs) in runs.iter().enumerate() {
+        let claims: Vec<&Claim> = record.claims.iter().filter(|c| c.key == key).collect();
+        checker.passed_over(key, &claims, runs);
+    }
+    checker.findings.violations
+}
+
 struct Checker<'a> {
     record: &'a Record,
     class: Class,

@@ -1,6 +1,6 @@
 //! Histories made by hand, for the tests of the checks. Times are milliseconds.
 
-use crate::checker::{Findings, check};
+use crate::checker::{Findings, check, passed_over};
 use crate::faults::Class;
 use crate::history::{Claim, Disturbance, Guard, Life, MS, Record, Write};
 use crate::observer::Run;
@@ -164,6 +164,10 @@ impl Story {
             self.class,
             END * MS,
         )
+    }
+
+    pub(super) fn passed_over(&self) -> Vec<String> {
+        passed_over(&self.record, std::slice::from_ref(&self.runs), END * MS)
     }
 
     /// Exactly one violation, which begins like this.
