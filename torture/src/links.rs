@@ -12,11 +12,23 @@ pub struct Links {
 }
 
 impl Links {
-    pub fn to(server: u16, lanes: usize) -> Self {
-        Self {
+    /// To each server. Those who wait for a quorum queue at the server that is the first by name:
+    /// in each lane the names are in the order of the servers.
+    pub fn to(servers: &[u16], lanes: usize) -> Vec<Self> {
+        let target = |&server| Self {
             target: Arc::new(AtomicU16::new(server)),
-            lanes: (0..lanes).map(|_| Proxy::before(server)).collect(),
+            lanes: Vec::new(),
+        };
+        let mut links: Vec<Self> = servers.iter().map(target).collect();
+        for _ in 0..lanes {
+            let mut lane: Vec<_> = servers.iter().map(|&port| Proxy::before(port)).collect();
+            lane.sort_by_key(Proxy::server);
+            for ((proxy, links), &server) in lane.into_iter().zip(&mut links).zip(servers) {
+                proxy.lead_to(server);
+                links.lanes.push(proxy);
+            }
         }
+        links
     }
 
     pub fn lane(&self, lane: usize) -> &Proxy {

@@ -91,17 +91,18 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
 }
 
 fn start_nodes(plan: &Plan) -> io::Result<Vec<Node>> {
-    let node = |_| {
-        let server = match plan.needs_clocks() {
-            true => Server::start_with_clock()?,
-            false => Server::start()?,
-        };
-        Ok(Node {
-            links: Links::to(server.port, WORKERS),
-            server: tokio::sync::Mutex::new(server),
-        })
+    let server = |_| match plan.needs_clocks() {
+        true => Server::start_with_clock(),
+        false => Server::start(),
     };
-    (0..plan.servers).map(node).collect()
+    let servers: Vec<_> = (0..plan.servers).map(server).collect::<io::Result<_>>()?;
+    let ports: Vec<_> = servers.iter().map(|server| server.port).collect();
+    let nodes = servers.into_iter().zip(Links::to(&ports, WORKERS));
+    let node = |(server, links)| Node {
+        links,
+        server: tokio::sync::Mutex::new(server),
+    };
+    Ok(nodes.map(node).collect())
 }
 
 /// Carries out the faults of the plan; returns what the probe found meanwhile.
