@@ -97,7 +97,8 @@ impl Locker {
     ///   forgets what was not yet replicated. Give the quorum plain servers.
     /// * Waiters are served in the order of their arrival at *one* server: the first by name of
     ///   those that answer. The order is lost where that server fails, and where processes name the
-    ///   servers differently, which costs up to some seconds as well. `try_lock`, and the first
+    ///   servers differently, which costs up to some seconds as well: give all processes the same
+    ///   URLs. `try_lock`, and the first
     ///   attempt at a key that was free a moment ago, do not queue: two of them can take a part each,
     ///   and be turned away both. Where one lost the race and one of the servers that had granted it
     ///   fell silent, `try_lock` answers after [`Builder::command_timeout`].
