@@ -299,16 +299,20 @@ async fn p4_of_leases_that_are_renewed_together_only_the_stolen_and_the_removed_
     const GUARDS: usize = 40;
     let ttl = Duration::from_secs(60);
     let server = Server::start();
-    let locker = locker(&server).await;
+    // Nobody is told of a change: the renewal finds it.
+    let url = format!("{}?protocol=resp2", server.url());
+    let locker = Locker::connect(url).await.expect("a locker");
     let mut guards = Vec::new();
     for _ in 0..GUARDS {
         let lock = locker.mutex(unique_key()).ttl(ttl);
         let lock = lock.renew_every(Duration::from_secs(2));
         guards.push(lock.lock().await.unwrap());
     }
-    // Nobody is told of it: the renewal finds it.
-    let () = server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     let mut connection = server.client();
+    eventually("all were looked at for the first time", || {
+        server.calls("pttl") >= GUARDS as u64
+    })
+    .await;
     let before = calls(&mut connection);
     let () = server.command(&["SET", guards[7].key(), "thief"]);
     let () = server.command(&["PERSIST", guards[8].key()]);

@@ -263,9 +263,7 @@ impl Driver {
                 }
             }
         }
-        let most = self.backend.most_renewed();
-        while !renewals.is_empty() {
-            let mut together = renewals.split_off(renewals.len().saturating_sub(most));
+        for mut together in in_batches(renewals, self.backend.most_renewed()) {
             match together.pop() {
                 Some((state, question)) if together.is_empty() => {
                     tokio::spawn(Arc::clone(self).ask(state, question));
@@ -345,6 +343,29 @@ impl Driver {
         self.keys.end_turn(state, &held.holder).wake();
         say_lost(held);
     }
+}
+
+/// Puts renewals together, at most so many. Those that have much less time than others are kept
+/// apart: a request that ends early for the sake of one would end for all (P13).
+fn in_batches(
+    mut renewals: Vec<(Arc<KeyState>, Question)>,
+    most: usize,
+) -> Vec<Vec<(Arc<KeyState>, Question)>> {
+    renewals.sort_by_key(|(_, question)| question.within);
+    let mut batches: Vec<Vec<_>> = Vec::new();
+    for renewal in renewals {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < most && fits(batch, &renewal.1) => batch.push(renewal),
+            _ => batches.push(vec![renewal]),
+        }
+    }
+    batches
+}
+
+/// The first of a batch has the least time.
+fn fits(batch: &[(Arc<KeyState>, Question)], question: &Question) -> bool {
+    let least = batch.first().map(|(_, first)| first.within);
+    least.is_none_or(|least| question.within <= 2 * least)
 }
 
 /// Whether the present thread is the background thread of this or another locker. It must not wait

@@ -129,3 +129,28 @@ async fn p9_an_heirs_lease_is_renewed_although_the_driver_was_asking() {
     sleep(10 * TTL).await;
     assert!(!lock.lease().is_lost());
 }
+
+#[tokio::test(start_paused = true)]
+async fn p13_a_renewal_that_has_little_time_is_sent_apart_from_those_that_have_more() {
+    let f = Fixture::new();
+    let key = key_of("k");
+    let options = Options::default().check(None).unwrap();
+    let Arrival::Turn(state, _waiter) = f.driver.keys.enter(&key, &options, false) else {
+        panic!("nobody is there");
+    };
+    let claim = Arc::new(Claim::new(key, "v".into(), TTL));
+    let renewals = [1000, 3, 700, 4, 900, 1000].map(|millis| {
+        let question = Question {
+            claim: Arc::clone(&claim),
+            extend: true,
+            within: Duration::from_millis(millis),
+        };
+        (Arc::clone(&state), question)
+    });
+    let batches = in_batches(renewals.into(), 3);
+    let millis = |batch: &Vec<(_, Question)>| -> Vec<_> {
+        batch.iter().map(|(_, q)| q.within.as_millis()).collect()
+    };
+    let batches: Vec<_> = batches.iter().map(millis).collect();
+    assert_eq!(batches, [vec![3, 4], vec![700, 900, 1000], vec![1000]]);
+}
