@@ -8,6 +8,9 @@ use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisEr
 
 use crate::backend::memory::Memory;
 use crate::backend::quorum::{Hints, Member, Quorum};
+use crate::backend::redis::connections::Connections;
+use crate::backend::redis::place::Fixed;
+use crate::backend::redis::reach::Reach;
 use crate::backend::redis::{Role, Server};
 use crate::backend::{Backend, Signals};
 use crate::clock::Clock;
@@ -210,7 +213,7 @@ impl Builder {
 fn memory(settings: Settings) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
     let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let keys = Arc::new(Keys::new(clock.clone()));
     let backend = Memory::new(clock.clone(), Arc::clone(&keys) as _);
     start(Arc::new(backend), runtime, keys, clock, settings)
 }
@@ -218,7 +221,7 @@ fn memory(settings: Settings) -> Result<Arc<Share>, Error> {
 fn one_server(settings: Settings, client: &Client) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
     let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let keys = Arc::new(Keys::new(clock.clone()));
     let signals = Arc::clone(&keys) as _;
     let node = node(client, &clock, signals, Role::Alone, &settings)?;
     start(Arc::new(node), runtime, keys, clock, settings)
@@ -230,7 +233,7 @@ fn quorum(
 ) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
     let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let keys = Arc::new(Keys::new(clock.clone()));
     let hints = Hints::new(Arc::clone(&keys) as _);
     let mut members: Vec<Arc<dyn Member>> = Vec::new();
     for url in urls {
@@ -278,15 +281,9 @@ fn node(
     settings: &Settings,
 ) -> Result<Server, Error> {
     let limit = settings.command_timeout;
-    let node = Server::new(
-        client,
-        clock.clone(),
-        signals,
-        role,
-        &settings.prefix,
-        limit,
-    );
-    node.map_err(bad_url)
+    let connections = Connections::new(client, Box::new(Fixed), signals, limit).map_err(bad_url)?;
+    let reach = Reach::One(Arc::new(connections));
+    Ok(Server::new(reach, clock.clone(), role, &settings.prefix))
 }
 
 /// Parses a URL, and refuses what the connection would only fail on later. The client asks for

@@ -329,7 +329,7 @@ impl Lock {
         let freed = self.handle.backend.force_release(&self.key, within).await;
         let freed = freed.map_err(|fault| self.about(fault))?;
         // The server does not push what we did ourselves, and the holder may be one of ours.
-        self.handle.keys.changed(Some(self.key()));
+        self.handle.keys.changed(self.key());
         Ok(freed)
     }
 

@@ -29,7 +29,7 @@ fn process(store: &Arc<Faulty>, clock: Clock) -> Share {
         options: Options::default(),
     };
     let runtime = ThreadRuntime::new().unwrap();
-    let keys = Arc::new(Keys::new(clock.clone(), Some(runtime.handle().id())));
+    let keys = Arc::new(Keys::new(clock.clone()));
     let backend: Arc<dyn Backend> = store.clone();
     Share::new(Driver::start(runtime, backend, keys, clock, settings).unwrap())
 }

@@ -30,6 +30,9 @@ pub(crate) struct Claim {
     /// The number of the connection that the last heartbeat was answered on, else 0: that one
     /// hears of the grant.
     heard_on: AtomicU64,
+    /// The number of the connection over which it was last asked to be told of changes to the key,
+    /// else 0.
+    tracked_on: AtomicU64,
     /// What the store that is asked keeps of the claim: a quorum, what it knows at its servers.
     pub(super) at_store: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -43,6 +46,7 @@ impl Claim {
             last_fence: AtomicU64::new(0),
             last_reserved: AtomicU64::new(0),
             heard_on: AtomicU64::new(0),
+            tracked_on: AtomicU64::new(0),
             at_store: OnceLock::new(),
         }
     }
@@ -91,6 +95,22 @@ impl Claim {
     /// Notes which connection a grant would be heard on, and returns the one of before.
     pub(crate) fn note_heard_on(&self, connection: u64) -> u64 {
         self.heard_on.swap(connection, Ordering::Relaxed)
+    }
+
+    /// Whether a grant may have been told over this connection. Before the first answer, it may have
+    /// been told over any.
+    pub(crate) fn may_be_heard_on(&self, connection: u64) -> bool {
+        let heard_on = self.heard_on.load(Ordering::Relaxed);
+        heard_on == 0 || heard_on == connection
+    }
+
+    /// Notes over which connection the server is about to be asked to tell of changes.
+    pub(crate) fn note_tracked_on(&self, connection: u64) {
+        self.tracked_on.store(connection, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_tracked_on(&self, connection: u64) -> bool {
+        self.tracked_on.load(Ordering::Relaxed) == connection
     }
 
     /// Whether it has waited in the queue: where one waits, others may.

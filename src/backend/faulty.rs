@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::runtime::{self, Handle};
+use tokio::runtime::Handle;
 
 use crate::backend::memory::Memory;
 use crate::backend::{
@@ -24,8 +24,8 @@ use crate::key::Key;
 pub(crate) struct Nobody;
 
 impl Signals for Nobody {
-    fn changed(&self, _key: Option<&str>) {}
-    fn pushes_missed(&self, _runtime: runtime::Id) {}
+    fn changed(&self, _key: &str) {}
+    fn pushes_missed(&self, _connection: Option<u64>) {}
     fn granted(&self, _grant: Grant) {}
 }
 

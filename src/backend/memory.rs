@@ -198,7 +198,7 @@ impl Backend for Memory {
         let held = store.live(key, self.clock.now()).is_some();
         store.held.remove(key.name());
         drop(store);
-        self.signals.changed(Some(key.name()));
+        self.signals.changed(key.name());
         Box::pin(ready(Ok(held)))
     }
 }

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{self, Handle};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
@@ -154,11 +154,12 @@ pub(crate) trait Queue: Send + Sync {
 
 /// What a store tells without being asked. All of it is hints: any of it may be missing (P11).
 pub(crate) trait Signals: Send + Sync + fmt::Debug + 'static {
-    /// Somebody changed the key, or all of them (`None`).
-    fn changed(&self, key: Option<&str>);
+    /// Somebody changed the key.
+    fn changed(&self, key: &str);
 
-    /// Pushes were or may have been missed on the connection of `runtime`.
-    fn pushes_missed(&self, runtime: runtime::Id);
+    /// Whatever is told over the connection of this number may have been missed, or concerns all
+    /// keys at once. `None`: over any connection.
+    fn pushes_missed(&self, connection: Option<u64>);
 
     /// A releaser gave a lock to a waiter of this process.
     fn granted(&self, grant: Grant);

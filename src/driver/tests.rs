@@ -45,7 +45,7 @@ impl Fixture {
 
     fn with<R: Future<Output = ()> + Send + 'static>(life: impl FnOnce(LastWill) -> R) -> Self {
         let clock = Clock::tokio();
-        let keys = Arc::new(Keys::new(clock.clone(), Some(Handle::current().id())));
+        let keys = Arc::new(Keys::new(clock.clone()));
         let store = Faulty::new(clock.clone(), Arc::new(Nobody));
         let settings = Settings {
             owner: Owner::of_this_process(),

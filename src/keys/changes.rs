@@ -7,8 +7,6 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime;
-
 use crate::backend::{Claim, Grant, Look, Renewal, Signals};
 use crate::clock::Moment;
 use crate::error::{Cause, LostReason};
@@ -128,46 +126,43 @@ impl Keys {
         mem::take(&mut self.unwanted.lock())
     }
 
-    /// Passes news on to those who wait in Redis for a key, and has the driver look at leases on it.
-    fn tell(&self, state: &Arc<KeyState>, news: News, concerns_held: bool) -> Wakes {
+    /// Passes news on to those who wait in Redis for a key, and has the driver look at leases on it;
+    /// only those that the connection of this number concerns, if one is named.
+    fn tell(&self, state: &Arc<KeyState>, news: News, connection: Option<u64>) -> Wakes {
         let mut wakes = Wakes::default();
         let mut known = state.lock();
         for waiter in known.contenders() {
-            wakes.add(waiter.tell(news));
-        }
-        if concerns_held && !known.held.is_empty() {
-            let now = self.clock.now();
-            for held in &mut known.held {
-                held.look_soon(now);
+            let queued = connection.and_then(|number| Some((number, waiter.queued()?)));
+            if queued.is_none_or(|(number, claim)| claim.may_be_heard_on(number)) {
+                wakes.add(waiter.tell(news));
             }
+        }
+        let now = self.clock.now();
+        let mut is_concerned = false;
+        for held in &mut known.held {
+            if connection.is_none_or(|number| held.claim.is_tracked_on(number)) {
+                held.look_soon(now);
+                is_concerned = true;
+            }
+        }
+        if is_concerned {
             self.refile(state, &mut known);
         }
         wakes
     }
-
-    fn tell_all(&self, concerns_held: bool) {
-        for state in self.all() {
-            self.tell(&state, News::Missed, concerns_held).wake();
-        }
-    }
 }
 
 impl Signals for Keys {
-    fn changed(&self, key: Option<&str>) {
-        match key {
-            // The queue may be gone, too.
-            None => self.tell_all(true),
-            Some(key) => {
-                if let Some(state) = self.known(key) {
-                    self.tell(&state, News::Changed, true).wake();
-                }
-            }
+    fn changed(&self, key: &str) {
+        if let Some(state) = self.known(key) {
+            self.tell(&state, News::Changed, None).wake();
         }
     }
 
-    fn pushes_missed(&self, runtime: runtime::Id) {
-        // Only what the driver asks is tracked on behalf of leases that are held.
-        self.tell_all(self.driver.is_none_or(|driver| driver == runtime));
+    fn pushes_missed(&self, connection: Option<u64>) {
+        for state in self.all() {
+            self.tell(&state, News::Missed, connection).wake();
+        }
     }
 
     fn granted(&self, grant: Grant) {

@@ -47,7 +47,6 @@ use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -78,8 +77,6 @@ pub(crate) struct Keys {
     clock: Clock,
     table: Mutex<Table>,
     schedule: Schedule,
-    /// The runtime whose connection hears of changes to keys that are held.
-    driver: Option<runtime::Id>,
     /// Claims of ours that were granted when nobody waited with them any more.
     unwanted: Mutex<Vec<Arc<Claim>>>,
     /// Keys that are to be watched from now on (K6).
@@ -125,12 +122,11 @@ pub(crate) struct Closing {
 }
 
 impl Keys {
-    pub(crate) fn new(clock: Clock, driver: Option<runtime::Id>) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
             clock,
             table: Mutex::default(),
             schedule: Schedule::default(),
-            driver,
             unwanted: Mutex::default(),
             to_watch: Mutex::default(),
             somebody_waits: Notify::new(),

@@ -68,7 +68,7 @@ impl Fixture {
     pub(super) fn new() -> Self {
         let clock = Clock::manual();
         Self {
-            keys: Arc::new(Keys::new(clock.clone(), None)),
+            keys: Arc::new(Keys::new(clock.clone())),
             clock,
             key: Arc::new(Key::new("", "k".to_owned())),
             options: Options::default(),

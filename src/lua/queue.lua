@@ -1,6 +1,13 @@
 -- Passing the lock on to a waiter: shared by the scripts below.
 -- KEYS as in waiters.lua
 
+-- Where an ACL forbids it, the waiter's heartbeat finds the grant. In a cluster, a channel with a
+-- hash tag is one of this server: what is published there does not go to all others.
+local function publish(channel, message)
+  local command = string.find(channel, '{', 1, true) and 'SPUBLISH' or 'PUBLISH'
+  redis.pcall(command, channel, message)
+end
+
 -- Gives the lock to the first waiter that lives, and tells it. Returns its value and fencing
 -- number, or nil if nobody waits, or only behind more dead ones than one call drops. The lock key
 -- must be free or the caller's. What others put into the place of the queue or of the counter
@@ -40,10 +47,9 @@ local function pass_on(caller, used, reserved, own)
         if own and own ~= '' and own ~= waiter.channel then
           -- The server writes first to the client that had something to be written last. An empty
           -- message puts our own answer behind the grant, for which somebody waits.
-          redis.pcall('PUBLISH', own, '')
+          publish(own, '')
         end
-        -- Where an ACL forbids it, the waiter's heartbeat finds the grant.
-        redis.pcall('PUBLISH', waiter.channel, string.format('%.0f\n%d\n%s\n%.0f\n%s\n%s',
+        publish(waiter.channel, string.format('%.0f\n%d\n%s\n%.0f\n%s\n%s',
           fence, waiter.fences, waiter.stamp, now - waiter.beat + lease, value, KEYS[1]))
       end
       return value, fence

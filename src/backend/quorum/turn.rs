@@ -36,7 +36,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime;
 use tokio::time::{Instant, sleep};
 
 use crate::backend::quorum::claim_state::{ClaimState, Vote};
@@ -74,12 +73,13 @@ impl Hints {
 }
 
 impl Signals for Hints {
-    fn changed(&self, key: Option<&str>) {
+    fn changed(&self, key: &str) {
         self.signals.changed(key);
     }
 
-    fn pushes_missed(&self, runtime: runtime::Id) {
-        self.signals.pushes_missed(runtime);
+    /// A claim is heard of over several connections, and remembers one.
+    fn pushes_missed(&self, _connection: Option<u64>) {
+        self.signals.pushes_missed(None);
     }
 
     /// Wakes the waiter by a lease that is over, so that it asks at once.

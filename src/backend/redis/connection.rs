@@ -12,6 +12,7 @@ use crate::backend::Listen;
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::error_class::{ErrorClass, is_forbidden, mentions};
 use crate::backend::redis::health::Health;
+use crate::backend::redis::redirection::Redirection;
 use crate::backend::redis::requests::{Message, Sender};
 use crate::error::{Cause, Fault};
 
@@ -21,7 +22,7 @@ pub(crate) struct Connection {
     pub(super) health: Arc<Health>,
     pub(super) runtime: Handle,
     pub(super) server: Arc<str>,
-    /// Tells it from the others to this server; never 0.
+    /// Tells it from all others of this process; never 0.
     pub(super) number: u64,
     pub(super) channel: String,
     /// Whether the server can be asked to tell of changes over it.
@@ -44,6 +45,10 @@ impl Connection {
         &self.runtime
     }
 
+    pub(crate) fn server(&self) -> &Arc<str> {
+        &self.server
+    }
+
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
@@ -51,6 +56,10 @@ impl Connection {
     /// The channel on which grants reach this connection.
     pub(crate) fn channel(&self) -> &str {
         &self.channel
+    }
+
+    pub(crate) fn gets_pushes(&self) -> bool {
+        self.gets_pushes
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -81,6 +90,10 @@ impl Connection {
             }
             _ => Message::One(cmd),
         };
+        self.send_message(message, until).await
+    }
+
+    async fn send_message(&self, message: Message, until: Instant) -> Result<Value, Failure> {
         let seen = self.health.seen();
         // Whoever borrows the connection is not to depend on what its runtime does.
         let is_borrowed = Handle::try_current().is_ok_and(|here| here.id() != self.runtime.id());
@@ -88,7 +101,15 @@ impl Connection {
         let sent = self
             .sender
             .send(requests, &self.runtime, is_borrowed, message, until);
-        match sent.await {
+        let reply = sent.await;
+        if self.health.is_out_of_step() {
+            // The reply may be that to another request.
+            return Err(Failure::Fault(no_answer(
+                &self.server,
+                "replies were mixed up",
+            )));
+        }
+        match reply {
             Some(Ok(Value::ServerError(error))) => Err(self.note(error.into())),
             Some(Ok(value)) => {
                 self.health.note_answer();
@@ -100,6 +121,14 @@ impl Connection {
                 Err(Failure::Fault(no_answer(&self.server, "no answer in time")))
             }
         }
+    }
+
+    /// As [`send_owned`](Self::send_owned), to a server that takes over the slot of the keys. It does
+    /// not tell of changes then: both are asked for by a command that counts for the next.
+    pub(super) async fn send_asking(&self, cmd: Cmd, until: Instant) -> Result<Value, Failure> {
+        let mut pair = Pipeline::with_capacity(2);
+        pair.cmd("ASKING").add_command(cmd);
+        self.send_message(Message::Pair(pair), until).await
     }
 
     /// Makes sure that the server answers. A user may have no right to PING; to be told so is an
@@ -135,6 +164,11 @@ impl Connection {
             self.health.note_answer();
             return Failure::WrongType(self.fault(true, error));
         }
+        let redirection = Redirection::of(&error);
+        let is_for_now = matches!(
+            error.kind(),
+            ErrorKind::Server(ServerErrorKind::ClusterDown | ServerErrorKind::TryAgain)
+        );
         let class = ErrorClass::on_request(&error);
         let fault = self.fault(class == ErrorClass::Permanent, error);
         match class {
@@ -144,7 +178,11 @@ impl Connection {
             }
             ErrorClass::Permanent | ErrorClass::Retry => self.health.note_answer(),
         }
-        Failure::Fault(fault)
+        match redirection {
+            Some(to) => Failure::Redirected(to, fault),
+            None if is_for_now => Failure::NotNow(fault),
+            None => Failure::Fault(fault),
+        }
     }
 
     fn fault(&self, permanent: bool, error: RedisError) -> Fault {
@@ -175,6 +213,10 @@ pub(crate) enum Failure {
     Fault(Fault),
     /// The server does not know the script by its digest.
     NoScript,
+    /// A server of a cluster names another.
+    Redirected(Redirection, Fault),
+    /// The cluster cannot serve the keys for now.
+    NotNow(Fault),
     /// The key holds something that is not a string.
     WrongType(Fault),
 }
@@ -182,7 +224,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn into_fault(self, server: &Arc<str>) -> Fault {
         match self {
-            Self::Fault(fault) | Self::WrongType(fault) => fault,
+            Self::Fault(fault)
+            | Self::NotNow(fault)
+            | Self::Redirected(_, fault)
+            | Self::WrongType(fault) => fault,
             Self::NoScript => no_answer(server, "the server forgets scripts at once"),
         }
     }

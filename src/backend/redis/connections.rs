@@ -32,10 +32,9 @@ use crate::backend::Signals;
 use crate::backend::redis::connection::{Connection, no_answer};
 use crate::backend::redis::opening::Opener;
 use crate::backend::redis::pace::Pace;
+use crate::backend::redis::place::Place;
 use crate::error::Fault;
 
-/// How long waiters do without pushes after one did not come.
-const WITHOUT_PUSHES: Duration = Duration::from_secs(10);
 /// An opening gets at least this long before a caller with little time begins another.
 const SLOW_OPENING: Duration = Duration::from_millis(250);
 /// A provisional connection is used this long before another attempt to open a full one.
@@ -44,8 +43,6 @@ const PROVISIONAL: Duration = Duration::from_secs(60);
 /// The connections to one server, one for each runtime.
 pub(crate) struct Connections {
     opener: Arc<Opener>,
-    /// A push did not come: until when waiters do without.
-    no_pushes_until: Mutex<Option<Instant>>,
     slots: Arc<Slots>,
 }
 
@@ -75,12 +72,12 @@ impl Connections {
     /// `limit` is how long an opening may take.
     pub(crate) fn new(
         client: &Client,
+        place: Box<dyn Place>,
         signals: Arc<dyn Signals>,
         limit: Duration,
     ) -> Result<Self, RedisError> {
         Ok(Self {
-            opener: Arc::new(Opener::new(client, signals, limit)?),
-            no_pushes_until: Mutex::default(),
+            opener: Arc::new(Opener::new(client, place, signals, limit)?),
             slots: Arc::default(),
         })
     }
@@ -93,15 +90,23 @@ impl Connections {
         self.opener.signals()
     }
 
+    /// The present runtime's connection, if there is one that nothing is to be done about.
+    pub(super) fn ready(&self) -> Option<Arc<Connection>> {
+        self.slot_of(Handle::current().id(), |slot| slot.ready())
+            .flatten()
+    }
+
+    /// The present runtime's connection, if there is one and the last requests were answered.
+    pub(super) fn answering(&self) -> Option<Arc<Connection>> {
+        self.slot_of(Handle::current().id(), |slot| slot.usable())
+            .flatten()
+            .filter(|own| !own.health.is_silent())
+    }
+
     /// The present runtime's connection, opened if there is none that works.
-    pub(crate) async fn get(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
-        let usable = self.slot_of(Handle::current().id(), |slot| slot.ready());
-        if let Some(Some(connection)) = usable {
-            return Ok(connection);
-        }
-        // Boxed, so that what is seldom needed does not make every request's future large.
+    pub(super) async fn open(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
         let within = until.saturating_duration_since(Instant::now());
-        Box::pin(self.get_own(until, within, true)).await
+        self.get_own(until, within, true).await
     }
 
     /// `within` is all the time that the request had, whatever is left of it: who has waited for
@@ -142,9 +147,8 @@ impl Connections {
     pub(crate) async fn connect(
         self: Arc<Self>,
         driver: &Handle,
-        within: Duration,
+        until: Instant,
     ) -> Result<(), Fault> {
-        let until = Instant::now() + within;
         self.prove(until).await?;
         let connections = Arc::clone(&self);
         let there = driver.spawn(async move { connections.prove(until).await });
@@ -154,24 +158,12 @@ impl Connections {
     }
 
     async fn prove(&self, until: Instant) -> Result<(), Fault> {
-        self.get(until).await?.ping(until).await
+        self.open(until).await?.ping(until).await
     }
 
     /// The present runtime's connection or, if that cannot be opened or does not answer, one of
     /// another runtime: for requests that have to arrive, and had `within` from the beginning.
-    pub(crate) async fn get_or_borrow(
-        &self,
-        until: Instant,
-        within: Duration,
-    ) -> Result<Arc<Connection>, Fault> {
-        let own = self.slot_of(Handle::current().id(), |slot| slot.usable());
-        if let Some(own) = own.flatten().filter(|own| !own.health.is_silent()) {
-            return Ok(own);
-        }
-        Box::pin(self.open_or_borrow(until, within)).await
-    }
-
-    async fn open_or_borrow(
+    pub(super) async fn open_or_borrow(
         &self,
         until: Instant,
         within: Duration,
@@ -229,20 +221,6 @@ impl Connections {
         });
         let _ = slot.residence.set(task.abort_handle());
         slot
-    }
-
-    /// Whether pushes over a connection can be counted on for speed. They never are for
-    /// correctness (P11).
-    pub(crate) fn counts_on_pushes(&self, connection: &Connection) -> bool {
-        let no_pushes_until = *self.no_pushes_until.lock();
-        connection.gets_pushes && no_pushes_until.is_none_or(|until| until <= Instant::now())
-    }
-
-    /// A push did not come: does without for a while. It may have been lost with a connection, or
-    /// never be sent.
-    pub(crate) fn note_missed_push(&self) {
-        *self.no_pushes_until.lock() = Some(Instant::now() + WITHOUT_PUSHES);
-        self.opener.warn_of_no_pushes("a grant was not told");
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Health {
     /// It was opened to the end.
     used: AtomicBool,
     probed: AtomicBool,
+    /// Replies may be those to other requests.
+    out_of_step: AtomicBool,
     /// How many requests were answered or found the connection silent, and, in the lowest bits,
     /// how many of the latter since the last answer. One word, so that an answer and a time-out
     /// that come together are in an order.
@@ -47,6 +49,17 @@ impl Health {
 
     pub(crate) fn note_broken(&self) {
         self.broken.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_out_of_step(&self) -> bool {
+        self.out_of_step.load(Ordering::Acquire)
+    }
+
+    /// A push came that redis-rs takes for the reply to the oldest request, and it is none. From now
+    /// on each request gets the reply to another.
+    pub(crate) fn note_out_of_step(&self) {
+        self.out_of_step.store(true, Ordering::Release);
+        self.note_broken();
     }
 
     pub(crate) fn is_used(&self) -> bool {

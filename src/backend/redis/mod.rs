@@ -1,4 +1,4 @@
-//! One Redis server.
+//! One Redis server, or several of which each has its share of the keys.
 
 pub(crate) mod call;
 pub(crate) mod connection;
@@ -8,8 +8,11 @@ pub(crate) mod error_class;
 pub(crate) mod health;
 pub(crate) mod opening;
 mod pace;
+pub(crate) mod place;
 pub(crate) mod push;
 mod queue;
+pub(crate) mod reach;
+pub(crate) mod redirection;
 mod renew;
 pub(crate) mod reply;
 mod requests;
@@ -22,19 +25,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use redis::{Client, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::backend::redis::call::Call;
 use crate::backend::redis::connection::{Connection, Failure};
-use crate::backend::redis::connections::Connections;
+use crate::backend::redis::push::MissingPushes;
+use crate::backend::redis::reach::{Reach, Way};
 use crate::backend::redis::reply::{Reply, remaining};
 use crate::backend::redis::script::{Argument, Script};
 use crate::backend::redis::unsettled::{UnsettledRequest, UnsettledRequests};
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
-    Signals,
 };
 use crate::clock::{Clock, Moment};
 use crate::error::Fault;
@@ -46,9 +49,10 @@ use crate::key::Key;
 const MOST_RENEWED: usize = 16;
 
 pub(crate) struct Server {
-    pub(in crate::backend) connections: Arc<Connections>,
-    pub(in crate::backend) clock: Clock,
+    reach: Reach,
+    clock: Clock,
     role: Role,
+    missing: MissingPushes,
     unsettled: UnsettledRequests,
     /// A key that nobody has, and whether it was seen that the user has the rights that it takes.
     probe: String,
@@ -65,23 +69,16 @@ pub(crate) enum Role {
 }
 
 impl Server {
-    /// `limit` is how long opening a connection may take.
-    pub(crate) fn new(
-        client: &Client,
-        clock: Clock,
-        signals: Arc<dyn Signals>,
-        role: Role,
-        prefix: &str,
-        limit: Duration,
-    ) -> Result<Self, RedisError> {
-        Ok(Self {
-            connections: Arc::new(Connections::new(client, signals, limit)?),
+    pub(crate) fn new(reach: Reach, clock: Clock, role: Role, prefix: &str) -> Self {
+        Self {
+            reach,
             clock,
             role,
+            missing: MissingPushes::default(),
             unsettled: UnsettledRequests::default(),
             probe: format!("{prefix}redlease-probe:{}", Uuid::new_v4()),
             is_checked: AtomicBool::new(false),
-        })
+        }
     }
 
     async fn acquire(
@@ -139,13 +136,16 @@ impl Server {
         within: Duration,
     ) -> Result<(Reply, UnsettledRequest<'a>), Fault> {
         let until = Instant::now() + within;
-        let connection = self.connections.get(until).await?;
-        let request = self.unsettled.begin(claim, &connection);
-        let reply = self
-            .call_over(connection, script, keys, arguments, until, Listen::No)
-            .await
-            .map_err(|failure| self.fault(failure))?;
-        Ok((reply, request))
+        let connection = self.reach.get(keys[0], Way::Own, until).await?;
+        let call = Call {
+            script,
+            keys,
+            arguments,
+            listen: Listen::No,
+        };
+        let begin = |connection: &Arc<Connection>| self.unsettled.begin(claim, connection);
+        let called = self.call_over(connection, Way::Own, call, until, begin);
+        called.await.map_err(|failure| self.fault(failure))
     }
 
     /// Calls a script that may give the lock to the next waiter, with `more` arguments behind those
@@ -159,9 +159,10 @@ impl Server {
         within: Duration,
     ) -> Result<Reply, Failure> {
         let until = Instant::now() + within;
-        let connection = self.connection(until, within).await?;
+        let way = Way::Any { within };
+        let keys = claim.key.with_queue();
+        let connection = self.connection(&keys, way, until).await?;
         let value = Argument::Text(&claim.value);
-        let channel = Argument::Text(connection.channel());
         let back = self.to_give_back(claim);
         let [used, reserved] = back.unwrap_or([Argument::Text(""); 2]);
         let needed = match back {
@@ -169,19 +170,25 @@ impl Server {
             None if more.is_empty() => 2,
             _ => 4,
         };
-        let mut arguments = [value, channel, used, reserved, value, value, value];
+        let mut arguments = [
+            value,
+            Argument::Channel,
+            used,
+            reserved,
+            value,
+            value,
+            value,
+        ];
         let count = needed + more.len();
         arguments[needed..count].copy_from_slice(more);
-        let keys = claim.key.with_queue();
-        self.call_over(
-            Arc::clone(&connection),
+        let call = Call {
             script,
-            &keys,
-            &arguments[..count],
-            until,
-            Listen::No,
-        )
-        .await
+            keys: &keys,
+            arguments: &arguments[..count],
+            listen: Listen::No,
+        };
+        let called = self.call_over(connection, way, call, until, |_| ());
+        called.await.map(|(reply, ())| reply)
     }
 
     /// The last fencing numbers in use and reserved, as the scripts take them: none if there is
@@ -198,16 +205,15 @@ impl Server {
 
 impl Backend for Server {
     fn server(&self) -> Arc<str> {
-        Arc::clone(self.connections.server())
+        Arc::clone(self.reach.name())
     }
 
     fn connect<'a>(&'a self, driver: &'a Handle, within: Duration) -> Answer<'a, ()> {
         Box::pin(async move {
             let until = Instant::now() + within;
-            let connections = Arc::clone(&self.connections);
-            connections.connect(driver, within).await?;
+            self.reach.connect(driver, until).await?;
             if !self.is_checked.load(Ordering::Relaxed) {
-                let connection = self.connections.get(until).await?;
+                let connection = self.reach.get(&self.probe, Way::Own, until).await?;
                 let checked = rights::check(&connection, &self.probe, until).await;
                 checked.map_err(|failure| self.fault(failure))?;
                 self.is_checked.store(true, Ordering::Relaxed);
@@ -249,7 +255,11 @@ impl Backend for Server {
     }
 
     fn most_renewed(&self) -> usize {
-        MOST_RENEWED
+        match self.reach {
+            Reach::One(_) => MOST_RENEWED,
+            // A script takes keys of one slot.
+            Reach::Cluster(_) => 1,
+        }
     }
 
     fn renew_many<'a>(
@@ -328,9 +338,7 @@ impl Backend for Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Server")
-            .field(self.connections.server())
-            .finish()
+        f.debug_tuple("Server").field(self.reach.name()).finish()
     }
 }
 
@@ -339,7 +347,8 @@ async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Fr
     // A frozen server answers when it thaws; a key that it sets then would live for a TTL.
     let until = Instant::now() + claim.ttl;
     // In full, so that no second request is needed whatever the server remembers.
-    let command = script::LEAVE.in_full(&claim.key.with_queue(), &leaving(&claim));
+    let server = Arc::clone(connection.server());
+    let command = script::LEAVE.in_full(&claim.key.with_queue(), &leaving(&claim), "");
     match connection.send(&command, until).await {
         Ok(value) => Reply {
             connection,
@@ -347,8 +356,8 @@ async fn leave_over(connection: Arc<Connection>, claim: Arc<Claim>) -> Result<Fr
             value,
         }
         .freed(),
-        Err(Failure::Fault(fault) | Failure::WrongType(fault)) => Err(fault),
-        Err(Failure::NoScript) => unreachable!("EVAL carries the script"),
+        // Where the slot is now, the driver releases the claim, as it does after every failure.
+        Err(failure) => Err(failure.into_fault(&server)),
     }
 }
 

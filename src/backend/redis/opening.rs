@@ -31,10 +31,10 @@ use crate::backend::redis::connection::{Connection, Failure, no_answer};
 use crate::backend::redis::echo::{Echoes, Evidence};
 use crate::backend::redis::error_class::{ErrorClass, Refusal, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
-use crate::backend::redis::push::Watcher;
+use crate::backend::redis::place::Place;
+use crate::backend::redis::push::{NoPushes, Watcher};
 use crate::backend::redis::requests::Sender;
 use crate::error::{Cause, Fault};
-use crate::events::emit;
 
 /// More requests than this may wait for their turn to be written without waiting for room.
 const QUEUED_REQUESTS: usize = 4096;
@@ -44,9 +44,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// A server that does not know RESP3 can be replaced by one that does.
 const REMEMBERED: Duration = Duration::from_secs(60 * 60);
 
+/// How many connections were opened. Their numbers tell them apart in the whole process: claims
+/// remember them.
+static OPENED: AtomicU64 = AtomicU64::new(0);
+
 /// Opens connections to one server.
 pub(super) struct Opener {
     client: Client,
+    place: Box<dyn Place>,
     server: Arc<str>,
     signals: Arc<dyn Signals>,
     /// How long an opening may take.
@@ -55,8 +60,7 @@ pub(super) struct Opener {
     resp2_until: Mutex<Option<Instant>>,
     /// Something on the way swallows pushes, even those that answer a request.
     swallowed: AtomicBool,
-    opened: AtomicU64,
-    has_warned: AtomicBool,
+    no_pushes: NoPushes,
     /// Whether the server tells of our own writes.
     evidence: Arc<Evidence>,
 }
@@ -64,6 +68,7 @@ pub(super) struct Opener {
 impl Opener {
     pub(super) fn new(
         client: &Client,
+        place: Box<dyn Place>,
         signals: Arc<dyn Signals>,
         limit: Duration,
     ) -> Result<Self, RedisError> {
@@ -77,12 +82,12 @@ impl Opener {
         Ok(Self {
             server: address(info.addr()).into(),
             client: Client::open(info)?,
+            place,
             signals,
             limit,
             resp2_until: Mutex::default(),
             swallowed: AtomicBool::new(false),
-            opened: AtomicU64::new(0),
-            has_warned: AtomicBool::new(false),
+            no_pushes: NoPushes::default(),
             evidence: Arc::default(),
         })
     }
@@ -100,7 +105,7 @@ impl Opener {
         let until = Instant::now() + self.limit;
         if self.settings().protocol() == ProtocolVersion::RESP2 {
             let connection = self.open_resp2(until).await?;
-            self.warn_of_no_pushes("RESP2 was asked for");
+            self.no_pushes.tell(&self.server, "RESP2 was asked for");
             return Ok(connection);
         }
         let mut refusal = None;
@@ -118,7 +123,8 @@ impl Opener {
             Some(Refusal::Other) => connection.is_provisional = true,
             None => {}
         }
-        self.warn_of_no_pushes("the server does not speak RESP3");
+        self.no_pushes
+            .tell(&self.server, "the server does not speak RESP3");
         Ok(connection)
     }
 
@@ -141,10 +147,11 @@ impl Opener {
             if self.swallowed.load(Ordering::Relaxed) {
                 return Ok(Ok(connection));
             }
-            match self.subscribe(&connection, until).await? {
+            match self.subscribe(&mut connection, until).await? {
                 Subscription::Swallowed => {
                     self.swallowed.store(true, Ordering::Relaxed);
-                    self.warn_of_no_pushes("something on the way swallows them");
+                    self.no_pushes
+                        .tell(&self.server, "something on the way swallows them");
                 }
                 confirmed_or_refused => {
                     let is_subscribed = confirmed_or_refused == Subscription::Confirmed;
@@ -194,6 +201,7 @@ impl Opener {
         until: Instant,
     ) -> Result<Result<Connection, RedisError>, Fault> {
         let health = Arc::new(Health::new(Echoes::from(&self.evidence)));
+        let number = OPENED.fetch_add(1, Ordering::Relaxed) + 1;
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
@@ -203,10 +211,15 @@ impl Opener {
             config = config.set_push_sender(Watcher {
                 health: Arc::clone(&health),
                 signals: Arc::clone(&self.signals),
-                runtime: Handle::current().id(),
+                number,
             });
         }
-        let info = self.client.get_connection_info().clone();
+        let mut info = self.client.get_connection_info().clone();
+        let mut server = Arc::clone(&self.server);
+        if let Some(found) = self.place.address(until).await? {
+            server = address(&found).into();
+            info = info.set_addr(found);
+        }
         let info = info.set_redis_settings(settings);
         let opening = async {
             Client::open(info)?
@@ -218,9 +231,9 @@ impl Opener {
                 sender: Sender::new(stream),
                 health,
                 runtime: Handle::current(),
-                server: Arc::clone(&self.server),
-                number: self.opened.fetch_add(1, Ordering::Relaxed) + 1,
-                channel: format!("redlease:{}", Uuid::new_v4()),
+                server,
+                number,
+                channel: channel(self.place.tag().as_deref()),
                 tracks: false,
                 gets_pushes: false,
                 is_provisional: false,
@@ -245,7 +258,8 @@ impl Opener {
                 Ok(_) => {}
                 Err(Failure::Fault(fault)) if !declines(&fault) => return Err(fault),
                 Err(_) => {
-                    self.warn_of_no_pushes("the server does not track keys for clients");
+                    self.no_pushes
+                        .tell(&self.server, "the server does not track keys for clients");
                     return Ok(false);
                 }
             }
@@ -261,10 +275,36 @@ impl Opener {
     /// and was answered before.
     async fn subscribe(
         &self,
+        connection: &mut Connection,
+        until: Instant,
+    ) -> Result<Subscription, Fault> {
+        if connection.channel.contains('{') {
+            match self
+                .try_to_subscribe("SSUBSCRIBE", connection, until)
+                .await?
+            {
+                // Redis before version 7 has only channels of the whole cluster.
+                Subscription::Refused => connection.channel = channel(None),
+                other => return Ok(other),
+            }
+        }
+        let outcome = self
+            .try_to_subscribe("SUBSCRIBE", connection, until)
+            .await?;
+        if outcome == Subscription::Refused {
+            self.no_pushes
+                .tell(&self.server, "the server does not let us subscribe");
+        }
+        Ok(outcome)
+    }
+
+    async fn try_to_subscribe(
+        &self,
+        command: &str,
         connection: &Connection,
         until: Instant,
     ) -> Result<Subscription, Fault> {
-        let mut command = redis::cmd("SUBSCRIBE");
+        let mut command = redis::cmd(command);
         command.arg(&connection.channel);
         let mut hello = redis::cmd("HELLO");
         hello.arg("3");
@@ -280,25 +320,10 @@ impl Opener {
         match reply {
             Ok(Value::Push { .. }) => Ok(Subscription::Confirmed),
             Ok(_) => Ok(Subscription::Swallowed),
+            // The channel's slot is not there any more: another try has another.
+            Err(Failure::Redirected(_, fault) | Failure::NotNow(fault)) => Err(fault),
             Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
-            Err(_) => {
-                self.warn_of_no_pushes("the server does not let us subscribe");
-                Ok(Subscription::Refused)
-            }
-        }
-    }
-
-    /// Says once that waiters and holders fall back to heartbeats alone.
-    pub(super) fn warn_of_no_pushes(&self, why: &'static str) {
-        if !self.has_warned.swap(true, Ordering::Relaxed) {
-            let server = Arc::clone(&self.server);
-            emit(move || {
-                tracing::warn!(
-                    %server,
-                    why,
-                    "no pushes from redis: waiters and holders notice changes by heartbeats alone"
-                );
-            });
+            Err(_) => Ok(Subscription::Refused),
         }
     }
 
@@ -322,6 +347,14 @@ enum Subscription {
     /// The confirmation was lost on the way: the connection is out of step with its replies, and
     /// useless.
     Swallowed,
+}
+
+fn channel(tag: Option<&str>) -> String {
+    let number = Uuid::new_v4();
+    match tag {
+        Some(tag) => format!("redlease:{{{tag}}}:{number}"),
+        None => format!("redlease:{number}"),
+    }
 }
 
 fn address(address: &ConnectionAddr) -> String {

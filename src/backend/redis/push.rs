@@ -1,22 +1,29 @@
 //! What a server says without being asked, on a RESP3 connection.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::aio::{AsyncPushSender, SendError};
 use redis::{PushInfo, PushKind, Value};
-use tokio::runtime;
+use tokio::time::Instant;
 
 use crate::backend::redis::health::Health;
 use crate::backend::{Fences, Grant, Signals};
 use crate::clock::Moment;
+use crate::events::emit;
+
+/// How long waiters do without pushes after one did not come.
+const WITHOUT_PUSHES: Duration = Duration::from_secs(10);
 
 /// Hears one connection's pushes. redis-rs drops it together with the task that drives the
 /// connection.
 pub(crate) struct Watcher {
     pub(crate) health: Arc<Health>,
     pub(crate) signals: Arc<dyn Signals>,
-    pub(crate) runtime: runtime::Id,
+    /// The connection's number.
+    pub(crate) number: u64,
 }
 
 impl AsyncPushSender for Watcher {
@@ -24,7 +31,11 @@ impl AsyncPushSender for Watcher {
         match push.kind {
             PushKind::Disconnection => self.health.note_broken(),
             PushKind::Invalidate => self.invalidated(push.data.first()),
-            PushKind::Message => {
+            // Nobody unsubscribes: the server does so, when the channel's slot leaves it.
+            PushKind::Unsubscribe | PushKind::PUnsubscribe | PushKind::SUnsubscribe => {
+                self.health.note_out_of_step();
+            }
+            PushKind::Message | PushKind::SMessage => {
                 if let Some(grant) = push.data.get(1).and_then(parse_grant) {
                     self.signals.granted(grant);
                 }
@@ -45,12 +56,12 @@ impl Watcher {
                         && let Ok(key) = std::str::from_utf8(key)
                         && self.health.echoes.hear(key)
                     {
-                        self.signals.changed(Some(key));
+                        self.signals.changed(key);
                     }
                 }
             }
             // FLUSHALL, or the server forgot what it tracked.
-            _ => self.signals.changed(None),
+            _ => self.signals.pushes_missed(Some(self.number)),
         }
     }
 }
@@ -60,7 +71,47 @@ impl Drop for Watcher {
         self.health.note_broken();
         // Nothing was read over one that could not be opened.
         if self.health.is_used() {
-            self.signals.pushes_missed(self.runtime);
+            self.signals.pushes_missed(Some(self.number));
+        }
+    }
+}
+
+/// Grants that were not told, though the server tells of them. One may have been lost with a
+/// connection, or never have been sent.
+#[derive(Default)]
+pub(super) struct MissingPushes {
+    without_until: Mutex<Option<Instant>>,
+    warning: NoPushes,
+}
+
+impl MissingPushes {
+    pub(super) fn note(&self, server: &Arc<str>) {
+        *self.without_until.lock() = Some(Instant::now() + WITHOUT_PUSHES);
+        self.warning.tell(server, "a grant was not told");
+    }
+
+    /// Whether waiters do without for now.
+    pub(super) fn is_to_be_done_without(&self) -> bool {
+        let until = *self.without_until.lock();
+        until.is_some_and(|until| until > Instant::now())
+    }
+}
+
+/// Tells once that waiters and holders fall back to heartbeats alone.
+#[derive(Default)]
+pub(super) struct NoPushes(AtomicBool);
+
+impl NoPushes {
+    pub(super) fn tell(&self, server: &Arc<str>, why: &'static str) {
+        if !self.0.swap(true, Ordering::Relaxed) {
+            let server = Arc::clone(server);
+            emit(move || {
+                tracing::warn!(
+                    %server,
+                    why,
+                    "no pushes from redis: waiters and holders notice changes by heartbeats alone"
+                );
+            });
         }
     }
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::backend::redis::call::Call;
+use crate::backend::redis::connection::Connection;
+use crate::backend::redis::reach::Way;
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
 use crate::backend::redis::{Role, Server, leaving};
@@ -20,33 +23,32 @@ impl Server {
         within: Duration,
     ) -> Result<Beat, Fault> {
         let until = Instant::now() + within;
-        let connection = self.connections.get(until).await?;
-        let request = self.unsettled.begin(claim, &connection);
+        let keys = claim.key.with_queue();
+        let connection = self.reach.get(keys[0], Way::Own, until).await?;
         let count = match self.role {
             Role::Alone => fences.count,
             // The quorum takes numbers when it has a majority.
             Role::Member => 0,
         };
-        let reply = self
-            .call_over(
-                Arc::clone(&connection),
-                &script::ENQUEUE,
-                &claim.key.with_queue(),
-                &[
-                    Argument::Text(&claim.value),
-                    Argument::Number(claim.ttl_millis()),
-                    Argument::Number(fences.first),
-                    Argument::Number(count),
-                    Argument::Number(whole_millis(claim.waiter_ttl())),
-                    // Read before the request is sent, so no later than the server's beat.
-                    Argument::Number(self.clock.now().nanos()),
-                    Argument::Text(connection.channel()),
-                ],
-                until,
-                Listen::Yes,
-            )
-            .await
-            .map_err(|failure| self.fault(failure))?;
+        let call = Call {
+            script: &script::ENQUEUE,
+            keys: &keys,
+            arguments: &[
+                Argument::Text(&claim.value),
+                Argument::Number(claim.ttl_millis()),
+                Argument::Number(fences.first),
+                Argument::Number(count),
+                Argument::Number(whole_millis(claim.waiter_ttl())),
+                // Read before the request is sent, so no later than the server's beat.
+                Argument::Number(self.clock.now().nanos()),
+                Argument::Channel,
+            ],
+            listen: Listen::Yes,
+        };
+        let begin = |connection: &Arc<Connection>| self.unsettled.begin(claim, connection);
+        let called = self.call_over(connection, Way::Own, call, until, begin);
+        let (reply, request) = called.await.map_err(|failure| self.fault(failure))?;
+        let connection = &reply.connection;
         let beat = match reply.numbers()[..] {
             [granted @ (1 | 2), first] => {
                 // The same connection brings the message first.
@@ -62,7 +64,7 @@ impl Server {
                 Ok(Beat::Waiting(Standing {
                     first: first == 1,
                     ttl: remaining(ttl),
-                    pushes: self.connections.counts_on_pushes(&connection),
+                    pushes: connection.gets_pushes() && !self.missing.is_to_be_done_without(),
                 }))
             }
             [3, _] => Err(reply.no_counter(claim)),
@@ -95,6 +97,6 @@ impl Queue for Server {
     }
 
     fn note_missed_grant(&self) {
-        self.connections.note_missed_push();
+        self.missing.note(self.reach.name());
     }
 }

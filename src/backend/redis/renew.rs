@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::redis::Server;
+use crate::backend::redis::call::{Call, Note};
 use crate::backend::redis::connection::Connection;
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
@@ -29,7 +30,13 @@ impl Server {
         let is_told = listen == Listen::Yes;
         let begin =
             |connection: &Arc<Connection>| is_told.then(|| self.begin_write(connection, claim));
-        let called = self.call_noted(&script::RENEW, &keys, &arguments, within, listen, begin);
+        let call = Call {
+            script: &script::RENEW,
+            keys: &keys,
+            arguments: &arguments,
+            listen,
+        };
+        let called = self.call_noted(call, within, begin);
         let (reply, write) = called.await.map_err(|failure| self.fault(failure))?;
         match reply.number()? {
             1 => {
@@ -62,8 +69,13 @@ impl Server {
             let writes = claims.iter().map(|claim| self.begin_write(way, claim));
             writes.collect()
         };
-        let (script, listen) = (&script::RENEW_MANY, Listen::Yes);
-        let called = self.call_noted(script, &keys, &arguments, within, listen, begin);
+        let call = Call {
+            script: &script::RENEW_MANY,
+            keys: &keys,
+            arguments: &arguments,
+            listen: Listen::Yes,
+        };
+        let called = self.call_noted(call, within, begin);
         let (reply, writes) = called.await.map_err(|failure| self.fault(failure))?;
         let extended = reply.flags(claims.len())?;
         let deadlines = claims.iter().zip(writes).zip(extended);
@@ -80,15 +92,17 @@ impl Server {
         let began = Instant::now();
         let keys = [&**claim.key.name()];
         let arguments = [Argument::Text(&claim.value)];
-        let called = self.call_noted(
-            &script::LOOK,
-            &keys,
-            &arguments,
-            within,
-            Listen::Yes,
-            |_| (),
-        );
-        let (reply, ()) = called.await.map_err(|failure| self.fault(failure))?;
+        let call = Call {
+            script: &script::LOOK,
+            keys: &keys,
+            arguments: &arguments,
+            listen: Listen::Yes,
+        };
+        let listen = |connection: &Arc<Connection>| claim.note_tracked_on(connection.number());
+        let (reply, ()) = self
+            .call_noted(call, within, listen)
+            .await
+            .map_err(|failure| self.fault(failure))?;
         let look = match reply.number()? {
             -3 => Look::Stolen,
             -2 => Look::Removed,
@@ -105,14 +119,16 @@ impl Server {
         Ok(look)
     }
 
-    /// Notes that a request is about to be sent that may write a key that it reads.
+    /// Notes that a request is about to be sent that may write a key that it reads, and after which
+    /// the server tells of changes to it.
     fn begin_write(&self, connection: &Arc<Connection>, claim: &Claim) -> Write {
+        claim.note_tracked_on(connection.number());
         let key = Arc::clone(claim.key.name());
         connection.echoes().begin(&key);
         Write {
             connection: Arc::clone(connection),
             key,
-            signals: Arc::clone(self.connections.signals()),
+            signals: Arc::clone(self.reach.signals()),
             lives_until: None,
         }
     }
@@ -133,10 +149,13 @@ impl Write {
     }
 }
 
+impl Note for Option<Write> {}
+impl Note for Vec<Write> {}
+
 impl Drop for Write {
     fn drop(&mut self) {
         if self.connection.echoes().end(&self.key, self.lives_until) {
-            self.signals.changed(Some(&self.key));
+            self.signals.changed(&self.key);
         }
     }
 }

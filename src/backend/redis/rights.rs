@@ -17,11 +17,11 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     // `EVAL` is needed after `SCRIPT FLUSH`, a restart, and for what is cleaned up (P10).
     for call in [Script::by_digest, Script::in_full] {
-        let with_key = call(&script::PROBE, &[name], &[]);
+        let with_key = call(&script::PROBE, &[name], &[], "");
         let mut answer = connection.send(&with_key, until).await;
-        if let Err(Failure::Fault(_)) = answer {
+        if let Err(Failure::Fault(_) | Failure::NotNow(_) | Failure::Redirected(..)) = answer {
             // The key alone may be what is refused, or not served here.
-            let without_key = call(&script::PROBE, &[], &[Argument::Text(name)]);
+            let without_key = call(&script::PROBE, &[], &[Argument::Text(name)], "");
             answer = connection.send(&without_key, until).await;
         }
         match answer {

@@ -19,27 +19,29 @@ impl Script {
     }
 
     /// The usual call, by digest.
-    pub(crate) fn by_digest(&self, keys: &[&str], arguments: &Arguments) -> Cmd {
-        call("EVALSHA", &self.digest, keys, arguments)
+    pub(crate) fn by_digest(&self, keys: &[&str], arguments: &Arguments, channel: &str) -> Cmd {
+        call("EVALSHA", &self.digest, keys, arguments, channel)
     }
 
     /// The call for a server that does not know the digest (it restarted, or was told `SCRIPT
     /// FLUSH`): runs the script and makes it known in one request.
-    pub(crate) fn in_full(&self, keys: &[&str], arguments: &Arguments) -> Cmd {
-        call("EVAL", self.code, keys, arguments)
+    pub(crate) fn in_full(&self, keys: &[&str], arguments: &Arguments, channel: &str) -> Cmd {
+        call("EVAL", self.code, keys, arguments, channel)
     }
 }
 
-/// The arguments of a call, text or number.
+/// The arguments of a call.
 pub(crate) type Arguments<'a> = [Argument<'a>];
 
 #[derive(Clone, Copy)]
 pub(crate) enum Argument<'a> {
+    /// The channel of the connection over which the call is sent, which may be another each time.
+    Channel,
     Number(u64),
     Text(&'a str),
 }
 
-fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cmd {
+fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments, channel: &str) -> Cmd {
     let mut cmd = Cmd::with_capacity(3 + keys.len() + arguments.len(), 512);
     cmd.arg(command).arg(script).arg(keys.len());
     for key in keys {
@@ -47,6 +49,7 @@ fn call(command: &str, script: &str, keys: &[&str], arguments: &Arguments) -> Cm
     }
     for argument in arguments {
         match argument {
+            Argument::Channel => cmd.arg(channel),
             Argument::Number(number) => cmd.arg(*number),
             Argument::Text(text) => cmd.arg(*text),
         };

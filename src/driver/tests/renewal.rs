@@ -86,12 +86,12 @@ async fn p4_a_change_is_looked_at_at_once_and_nothing_is_written() {
     let lock = f.hold("k").await;
     let lease = lock.lease();
     sleep(FIRST_LOOK + TICK).await;
-    f.driver.keys.changed(Some("k"));
+    f.driver.keys.changed("k");
     sleep(TICK).await;
     assert_eq!((f.store.looks(), f.store.renewals()), (2, 0));
     assert!(!lease.is_lost());
     assert!(f.store.force_release(&key_of("k"), TTL).await.unwrap());
-    f.driver.keys.changed(Some("k"));
+    f.driver.keys.changed("k");
     sleep(TICK).await;
     assert!(lease.token().is_cancelled());
     assert!(matches!(lease.lost_reason(), Some(LostReason::Removed)));

@@ -186,7 +186,7 @@ fn p4_an_heir_hears_what_was_told_while_redis_was_asked() {
     let (state, lease) = (Arc::clone(&holder.state), Arc::clone(&holder.lease));
     let claim = Arc::clone(&holder.claim);
     assert!(matches!(holder.let_go(), LetGo::Ask { .. }));
-    crate::backend::Signals::changed(&*f.keys, Some("k"));
+    crate::backend::Signals::changed(&*f.keys, "k");
     assert!(f.due().is_empty());
     let deadline = claim.deadline(f.clock.now());
     let kept = f.keys.kept(&state, &lease, Fences::floor(2), deadline);

@@ -7,7 +7,7 @@ use crate::keys::held::YOUTH;
 
 /// The store tells of a change to all keys.
 fn changed(f: &Fixture) {
-    f.keys.changed(None);
+    f.keys.pushes_missed(None);
 }
 
 /// A lease that lives long beyond the first look.
@@ -176,42 +176,23 @@ fn p4_a_look_that_finds_the_key_gone_loses_the_lease_once() {
     }
 }
 
-/// Only the driver's connection has Redis track the keys that are held.
+/// A lost connection puts only those leases in question whose keys were watched over it.
 #[test]
-fn p4_the_loss_of_another_connection_is_not_about_leases_that_are_held() {
-    let driver = runtime_id();
-    let other = runtime_id();
-    let f = fixture(true);
-    let keys = Arc::new(Keys::new(f.clock.clone(), Some(driver)));
-    let f = Fixture { keys, ..f };
-    let holder = f.grown_up();
-    f.keys.pushes_missed(other);
-    assert!(f.due().is_empty());
-    f.keys.changed(Some("another"));
-    assert!(f.due().is_empty());
-    f.keys.changed(Some("k"));
-    assert_eq!(extends(&f.due()), [false]);
-    drop(holder);
-}
-
-#[test]
-fn p4_all_is_looked_at_when_the_drivers_connection_was_lost() {
-    let driver = runtime_id();
+fn p4_what_is_watched_over_a_connection_that_is_lost_is_looked_at() {
     let f = slow_fixture();
-    let keys = Arc::new(Keys::new(f.clock.clone(), Some(driver)));
-    let f = Fixture { keys, ..f };
     let holders = [f.hold(), f.beside("another").hold()];
     f.clock.advance(YOUTH);
     assert_eq!(extends(&f.due()), [false, false]);
-    for holder in &holders {
+    for (holder, connection) in holders.iter().zip([1, 2]) {
+        holder.claim.note_tracked_on(connection);
         holder.looked(Some(holder.lease.deadline()));
     }
+    f.keys.pushes_missed(Some(3));
+    f.keys.changed("a third");
     assert!(f.due().is_empty());
-    f.keys.pushes_missed(driver);
+    f.keys.pushes_missed(Some(2));
+    assert_eq!(extends(&f.due()), [false]);
+    holders[1].looked(Some(holders[1].lease.deadline()));
+    f.keys.pushes_missed(None);
     assert_eq!(extends(&f.due()), [false, false]);
-}
-
-fn runtime_id() -> runtime::Id {
-    let runtime = runtime::Builder::new_current_thread().build().unwrap();
-    runtime.handle().id()
 }

@@ -25,11 +25,11 @@ fn heard(user: &User, least: Option<News>) -> Option<Result<Grant, News>> {
 fn a_change_is_told_to_those_who_wait_in_redis_for_that_key() {
     let f = Fixture::new();
     let (contender, other) = (f.first(), f.beside("another").first());
-    f.keys.changed(Some("k"));
+    f.keys.changed("k");
     assert!(heard(&contender, Some(News::Changed)).is_none(), "not yet");
     contender.queue("v");
     other.queue("w");
-    f.keys.changed(Some("k"));
+    f.keys.changed("k");
     assert!(
         heard(&contender, Some(News::Missed)).is_none(),
         "not urgent"
@@ -42,18 +42,14 @@ fn a_change_is_told_to_those_who_wait_in_redis_for_that_key() {
 
 #[test]
 fn p11_all_hear_that_messages_were_missed() {
-    let id = |runtime: &runtime::Runtime| runtime.handle().id();
-    let runtime = runtime::Builder::new_current_thread().build().unwrap();
     let f = Fixture::new();
     let users = [f.first(), f.beside("another").first()];
     for user in &users {
         user.queue("v");
     }
-    let ways: [&dyn Fn(); 2] = [&|| f.keys.changed(None), &|| {
-        f.keys.pushes_missed(id(&runtime))
-    }];
-    for tell in ways {
-        tell();
+    // A contender that was not answered yet may be heard of on any connection.
+    for connection in [None, Some(1)] {
+        f.keys.pushes_missed(connection);
         for user in &users {
             let news = heard(user, Some(News::Missed));
             assert!(matches!(news, Some(Err(News::Missed))));
@@ -62,11 +58,26 @@ fn p11_all_hear_that_messages_were_missed() {
 }
 
 #[test]
+fn a_lost_connection_concerns_only_those_that_are_heard_of_on_it() {
+    let f = Fixture::new();
+    let users = [f.first(), f.beside("another").first()];
+    for (user, connection) in users.iter().zip([1, 2]) {
+        user.queue("v");
+        let claim = user.waiter.queued().unwrap();
+        claim.note_heard_on(connection);
+    }
+    f.keys.pushes_missed(Some(2));
+    assert!(heard(&users[0], Some(News::Changed)).is_none());
+    let news = heard(&users[1], Some(News::Missed));
+    assert!(matches!(news, Some(Err(News::Missed))));
+}
+
+#[test]
 fn news_is_forgotten_when_it_is_acted_on() {
     let f = Fixture::new();
     let contender = f.first();
     contender.queue("v");
-    f.keys.changed(None);
+    f.keys.pushes_missed(None);
     contender.waiter.forget_news();
     assert!(heard(&contender, Some(News::Changed)).is_none());
 }
@@ -97,9 +108,9 @@ fn p11_a_contender_is_woken_by_what_it_hears() {
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
     contender.waiter.note_poll(&mut Context::from_waker(&waker));
-    f.keys.changed(Some("k"));
+    f.keys.changed("k");
     assert_eq!(woken.times(), 1);
-    f.keys.changed(None);
+    f.keys.pushes_missed(None);
     assert_eq!(woken.times(), 2, "it may be polled for another reason");
     f.keys.granted(grant(&f, "v"));
     assert_eq!(woken.times(), 3);

@@ -144,7 +144,7 @@ impl Walk {
                 }
             }
             8 => self.answer(),
-            9 => self.f.keys.changed(Some("a")),
+            9 => self.f.keys.changed("a"),
             10 => {
                 if let Some((user, _)) = self.users.iter().find(|(_, contends)| *contends) {
                     let is_contended = self.random.bool();
