@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
 
+use crate::backend::cluster::Cluster;
 use crate::backend::memory::Memory;
 use crate::backend::quorum::{Hints, Member, Quorum};
 use crate::backend::redis::connections::Connections;
@@ -181,6 +182,13 @@ impl Builder {
         quorum(self.check()?, urls)
     }
 
+    pub(crate) fn on_cluster(
+        self,
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+    ) -> Result<Arc<Share>, Error> {
+        cluster(self.check()?, urls)
+    }
+
     pub(crate) fn in_this_process(self) -> Result<Arc<Share>, Error> {
         memory(self.check()?)
     }
@@ -225,6 +233,37 @@ fn one_server(settings: Settings, client: &Client) -> Result<Arc<Share>, Error> 
     let signals = Arc::clone(&keys) as _;
     let node = node(client, &clock, signals, Role::Alone, &settings)?;
     start(Arc::new(node), runtime, keys, clock, settings)
+}
+
+fn cluster(
+    settings: Settings,
+    urls: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<Arc<Share>, Error> {
+    let refuse = |problem: &str| Err(Error::invalid(None, problem));
+    let mut seeds = Vec::new();
+    for url in urls {
+        let client = client(url.as_ref())?;
+        let info = client.get_connection_info();
+        if matches!(info.addr(), ConnectionAddr::Unix(_)) {
+            return refuse("a cluster is not reached over a unix socket");
+        }
+        if info.redis_settings().db() != 0 {
+            return refuse("a cluster has no databases: leave the number out of the url");
+        }
+        seeds.push(client);
+    }
+    if seeds.is_empty() {
+        return refuse("a cluster needs the url of at least one of its servers");
+    }
+    let clock = Clock::system();
+    let runtime = ThreadRuntime::new().map_err(no_thread)?;
+    let keys = Arc::new(Keys::new(clock.clone()));
+    let signals = Arc::clone(&keys) as _;
+    let cluster = Cluster::new(seeds, signals, settings.command_timeout).map_err(bad_url)?;
+    runtime.handle().spawn(Arc::clone(&cluster).keep_up());
+    let reach = Reach::Cluster(cluster);
+    let server = Server::new(reach, clock.clone(), Role::Alone, &settings.prefix);
+    start(Arc::new(server), runtime, keys, clock, settings)
 }
 
 fn quorum(

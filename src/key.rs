@@ -5,7 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use crate::error::Error;
 
-const SLOTS: usize = 16_384;
+/// How many slots a cluster has.
+pub(crate) const SLOTS: usize = 16_384;
 /// How much longer than a key a neighbour's name is, at most.
 const LONGEST_ADDITION: usize = "{999999}:lock-waiters".len();
 
@@ -108,13 +109,10 @@ enum Tag {
 
 impl Tag {
     fn of(name: &str) -> Self {
-        let has_tag = name
-            .find('{')
-            .is_some_and(|open| name[open + 1..].find('}').is_some_and(|length| length > 0));
-        if has_tag {
+        if tag(name).is_some() {
             Self::Own
         } else if name.contains('}') {
-            Self::Number(FIRST_NUMBERS[slot(name)])
+            Self::Number(number_in(slot(name)))
         } else {
             Self::Whole
         }
@@ -157,21 +155,49 @@ static FIRST_NUMBERS: LazyLock<Vec<u32>> = LazyLock::new(|| {
     numbers.into_iter().flatten().collect()
 });
 
-/// The slot of a text in a cluster: CRC16 as XMODEM has it, modulo the number of slots.
-fn slot(text: &str) -> usize {
-    usize::from(text.bytes().fold(0, crc16_step)) % SLOTS
+/// The first number that a cluster hashes to a slot.
+pub(crate) fn number_in(slot: usize) -> u32 {
+    FIRST_NUMBERS[slot]
+}
+
+/// The slot of a key in a cluster: CRC16 as XMODEM has it, of the key's tag if there is one, modulo
+/// the number of slots.
+pub(crate) fn slot(name: &str) -> usize {
+    let hashed = tag(name).unwrap_or(name);
+    usize::from(hashed.bytes().fold(0, crc16_step)) % SLOTS
+}
+
+/// The text between the first `{` and the next `}`, if there is any.
+fn tag(name: &str) -> Option<&str> {
+    let (_, behind) = name.split_once('{')?;
+    let (tag, _) = behind.split_once('}')?;
+    (!tag.is_empty()).then_some(tag)
 }
 
 fn crc16_step(crc: u16, byte: u8) -> u16 {
-    (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| {
-        let shifted = crc << 1;
-        if crc & 0x8000 == 0 {
-            shifted
-        } else {
-            shifted ^ 0x1021
-        }
-    })
+    (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)]
 }
+
+/// The CRC16 of each byte.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 {
+                crc << 1
+            } else {
+                (crc << 1) ^ 0x1021
+            };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

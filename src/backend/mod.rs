@@ -2,6 +2,8 @@
 
 pub(crate) mod answer;
 pub(crate) mod claim;
+pub(crate) mod cluster;
+mod fan_out;
 #[cfg(test)]
 pub(crate) mod faulty;
 pub(crate) mod memory;

@@ -15,8 +15,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::fan_out::FanOut;
 use crate::backend::quorum::claim_state::Vote;
-use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Attempt, Claim, Fences};
 use crate::error::Fault;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::quorum::fan_out::FanOut;
+use crate::backend::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, smallest};
 use crate::error::Fault;
 use crate::holder::Holder;

@@ -36,7 +36,6 @@
 pub(crate) mod claim_state;
 #[cfg(test)]
 mod fake;
-mod fan_out;
 mod fence;
 mod holder;
 mod member;
@@ -65,11 +64,11 @@ use crate::holder::Holder;
 use crate::key::Key;
 
 use self::claim_state::{ClaimState, Vote};
-use self::fan_out::FanOut;
 pub(crate) use self::member::Member;
 use self::server::QuorumServer;
 pub(crate) use self::turn::Hints;
 use self::waiters::Waiters;
+use crate::backend::fan_out::FanOut;
 
 /// One server gets at most this share of the TTL to answer an acquire, so that a grant is worth
 /// having.
@@ -232,7 +231,7 @@ impl Quorum {
     /// How long after its start a fan-out waits for the others when a majority has answered and has
     /// not decided: they may split the vote for as long as a silent server is waited for.
     fn longest_wait<T>(&self, start: Instant, fan_out: &FanOut<T>) -> Duration {
-        let missing = fan_out.members().map(|member| self.servers[member].usual());
+        let missing = fan_out.servers().map(|member| self.servers[member].usual());
         let usual = missing.max().unwrap_or_default() * LATENESS_OF_ITS_OWN;
         (start.elapsed() * (LATENESS + 1) + LEAST_WAIT).max(usual)
     }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::backend::fan_out::FanOut;
 use crate::backend::quorum::claim_state::Vote;
-use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, known};
 use crate::backend::{Claim, Freed, SentBehind};
 use crate::error::Fault;

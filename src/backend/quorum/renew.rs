@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::quorum::fan_out::FanOut;
+use crate::backend::fan_out::FanOut;
 use crate::backend::quorum::{Quorum, lease};
 use crate::backend::{Claim, Listen, Look, Renewal};
 use crate::error::Fault;

@@ -11,9 +11,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
+use crate::backend::fan_out::FanOut;
 use crate::backend::quorum::Quorum;
 use crate::backend::quorum::claim_state::ClaimState;
-use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::server::QuorumServer;
 use crate::backend::{Attempt, Claim, Renewal};
 use crate::backoff::Backoff;

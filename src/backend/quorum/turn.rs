@@ -38,8 +38,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::backend::fan_out::FanOut;
 use crate::backend::quorum::claim_state::{ClaimState, Vote};
-use crate::backend::quorum::fan_out::FanOut;
 use crate::backend::quorum::waiters::{Entry, Stage, Waiters};
 use crate::backend::quorum::{Quorum, SHARE_OF_TTL, smallest};
 use crate::backend::{

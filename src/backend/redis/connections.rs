@@ -91,20 +91,20 @@ impl Connections {
     }
 
     /// The present runtime's connection, if there is one that nothing is to be done about.
-    pub(super) fn ready(&self) -> Option<Arc<Connection>> {
+    pub(in crate::backend) fn ready(&self) -> Option<Arc<Connection>> {
         self.slot_of(Handle::current().id(), |slot| slot.ready())
             .flatten()
     }
 
     /// The present runtime's connection, if there is one and the last requests were answered.
-    pub(super) fn answering(&self) -> Option<Arc<Connection>> {
+    pub(in crate::backend) fn answering(&self) -> Option<Arc<Connection>> {
         self.slot_of(Handle::current().id(), |slot| slot.usable())
             .flatten()
             .filter(|own| !own.health.is_silent())
     }
 
     /// The present runtime's connection, opened if there is none that works.
-    pub(super) async fn open(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
+    pub(in crate::backend) async fn open(&self, until: Instant) -> Result<Arc<Connection>, Fault> {
         let within = until.saturating_duration_since(Instant::now());
         self.get_own(until, within, true).await
     }
@@ -163,7 +163,7 @@ impl Connections {
 
     /// The present runtime's connection or, if that cannot be opened or does not answer, one of
     /// another runtime: for requests that have to arrive, and had `within` from the beginning.
-    pub(super) async fn open_or_borrow(
+    pub(in crate::backend) async fn open_or_borrow(
         &self,
         until: Instant,
         within: Duration,

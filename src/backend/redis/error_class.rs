@@ -117,6 +117,14 @@ pub(crate) fn is_forbidden(fault: &Fault) -> bool {
     error.is_some_and(|error| has_code(error, &["NOPERM"]) || mentions_any(error, &UNKNOWN_COMMAND))
 }
 
+/// Whether a server that was asked about the slots of its cluster is in none.
+pub(crate) fn has_no_cluster(fault: &Fault) -> bool {
+    let error = fault.cause.downcast_ref::<RedisError>();
+    error.is_some_and(|error| {
+        mentions(error, "cluster support disabled") || mentions_any(error, &UNKNOWN_COMMAND)
+    })
+}
+
 /// Whether the server answered, and does not do what it was asked for.
 pub(crate) fn declines(fault: &Fault) -> bool {
     let error = fault.cause.downcast_ref::<RedisError>();

@@ -1,6 +1,7 @@
 //! Which server has a key, and a connection to it.
 
 use std::fmt;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use crate::backend::redis::connection::{Connection, Failure, no_answer};
+use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::connections::Connections;
 use crate::backend::redis::redirection::Redirection;
 use crate::backend::{Answer, Signals};
@@ -35,8 +36,8 @@ pub(crate) trait Slots: Send + Sync + fmt::Debug + 'static {
     /// Makes sure that the servers can be reached from the present runtime and from the driver's.
     fn connect<'a>(&'a self, driver: &'a Handle, until: Instant) -> Answer<'a, ()>;
 
-    /// The connections to the server that has the key, if one is known.
-    fn of(&self, key: &str) -> Option<Arc<Connections>>;
+    /// The connections to the server that has the key, as far as is known.
+    fn of(&self, key: &str) -> Result<Arc<Connections>, Fault>;
 
     /// Tells when [`of`](Self::of) may answer something else than before.
     fn changes(&self) -> watch::Receiver<()>;
@@ -45,7 +46,7 @@ pub(crate) trait Slots: Send + Sync + fmt::Debug + 'static {
     fn refresh(&self);
 
     /// A server that was asked for the key over a connection names another.
-    fn redirected(&self, key: &str, to: &Redirection, by: &Connection) -> Option<Arc<Connections>>;
+    fn redirected(&self, key: &str, to: &Redirection, by: &Connection) -> Arc<Connections>;
 }
 
 /// What kind of connection a request needs.
@@ -112,7 +113,7 @@ impl Reach {
                 Some(ready) => Ok(ready),
                 None => Box::pin(way.open(connections, until)).await,
             },
-            Self::Cluster(slots) => match slots.of(key).and_then(|known| way.ready(&known)) {
+            Self::Cluster(slots) => match slots.of(key).ok().and_then(|known| way.ready(&known)) {
                 Some(ready) => Ok(ready),
                 None => Box::pin(find(&**slots, key, way, until)).await,
             },
@@ -133,13 +134,12 @@ impl Reach {
                         connect with `Locker::cluster`";
             return Err(Failure::Fault(by.refusal(text.to_owned())));
         };
-        let connection = match slots.redirected(key, to, by) {
-            Some(named) if to.is_once => way.open(&named, until).await,
-            Some(_) => self.get(key, way, until).await,
-            None => Err(no_answer(
-                slots.name(),
-                "a server names no other for the slot",
-            )),
+        let named = slots.redirected(key, to, by);
+        let connection = match way.ready(&named) {
+            Some(ready) => Ok(ready),
+            None if to.is_once => way.open(&named, until).await,
+            // It may pass on to yet another before it can be reached.
+            None => find(&**slots, key, way, until).await,
         };
         connection.map_err(Failure::Fault)
     }
@@ -173,29 +173,31 @@ async fn find(
     loop {
         changes.borrow_and_update();
         let known = slots.of(key);
-        if known
-            .as_ref()
-            .is_none_or(|known| known.answering().is_none())
-        {
+        let is_in_doubt = match &known {
+            Ok(known) => known.answering().is_none(),
+            Err(_) => true,
+        };
+        if is_in_doubt {
             slots.refresh();
         }
         let open = async {
             match &known {
-                Some(connections) => way.open(connections, until).await,
-                None => Err(no_answer(
-                    slots.name(),
-                    "no server is known to have the slot",
-                )),
+                Ok(connections) => way.open(connections, until).await,
+                Err(fault) => Err(fault.clone()),
             }
         };
         let passed_on = async {
             while changes.changed().await.is_ok() {
-                let now = slots.of(key);
-                if now.as_ref().map(Arc::as_ptr) != known.as_ref().map(Arc::as_ptr) {
+                let is_same = match (&known, &slots.of(key)) {
+                    (Ok(before), Ok(now)) => Arc::ptr_eq(before, now),
+                    (Ok(_), Err(_)) => true,
+                    (Err(_), _) => false,
+                };
+                if !is_same {
                     return;
                 }
             }
-            std::future::pending().await
+            pending().await
         };
         let fault = tokio::select! {
             biased;
