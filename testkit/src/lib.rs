@@ -11,15 +11,25 @@
 )]
 
 mod abilities;
+mod cluster;
+mod launch;
 mod process;
 mod proxy;
+mod replication;
+mod sentinels;
 mod server;
 mod servers;
+mod slots;
 mod wait;
 
 pub use abilities::left_out;
+pub use cluster::{Cluster, ClusterOptions, Move};
+pub use launch::Launch;
 pub use process::{freeze, thaw};
 pub use proxy::{Mode, Proxy, runtime};
-pub use server::{Launch, Server};
+pub use replication::Switch;
+pub use sentinels::{MASTER, SentinelOptions, Sentinels};
+pub use server::Server;
 pub use servers::Servers;
+pub use slots::{key_in, slot_of};
 pub use wait::{DEADLINE, eventually, eventually_blocking, unique_key};

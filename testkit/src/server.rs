@@ -1,95 +1,16 @@
-//! A redis-server of our own: the one that is first on the PATH, whatever its version.
+//! A redis-server of our own.
 
-use std::ffi::OsString;
-use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
+use crate::launch::{Launch, SOCKET, tls_port};
 use crate::process::{end, freeze, thaw};
 use crate::wait::DEADLINE;
-
-/// How many ports are tried.
-const ATTEMPTS: usize = 10;
-
-/// How a server is started.
-#[derive(Clone, Debug, Default)]
-pub struct Launch {
-    arguments: Vec<String>,
-    environment: Vec<(OsString, OsString)>,
-}
-
-impl Launch {
-    /// A server with further arguments (`--requirepass x` and the like). It keeps nothing on disk
-    /// unless they say so.
-    #[must_use]
-    pub fn with(arguments: &[&str]) -> Self {
-        Self {
-            arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
-            environment: Vec::new(),
-        }
-    }
-
-    /// Sets a variable of the server's environment.
-    #[must_use]
-    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.environment.push((name.into(), value.into()));
-        self
-    }
-
-    /// Starts the server and waits until it answers.
-    ///
-    /// # Errors
-    ///
-    /// Of the kind `NotFound`, and with the line that installs it, if no redis-server is on the
-    /// PATH; of another kind if it does not come up.
-    pub fn start(self) -> io::Result<Server> {
-        let folder = tempfile::tempdir()?;
-        // Somebody else may take a free port before the server does.
-        for _ in 0..ATTEMPTS {
-            let port = free_port()?;
-            let mut child = self.spawn(port, folder.path())?;
-            if comes_up(&mut child, port)? {
-                return Ok(Server {
-                    child,
-                    port,
-                    folder,
-                    launch: self,
-                });
-            }
-            end(&mut child);
-        }
-        let arguments = self.arguments;
-        Err(io::Error::other(format!(
-            "no redis-server came up with {arguments:?}"
-        )))
-    }
-
-    fn spawn(&self, port: u16, folder: &Path) -> io::Result<Child> {
-        let port = port.to_string();
-        Command::new("redis-server")
-            .args(["--port", &port, "--bind", "127.0.0.1"])
-            .args(["--unixsocket", "redis.sock"])
-            .args(["--save", "", "--appendonly", "no"])
-            .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(|error| match error.kind() {
-                kind @ io::ErrorKind::NotFound => io::Error::new(
-                    kind,
-                    "redis-server is not on the PATH; install it: apt-get install -y redis-server",
-                ),
-                _ => error,
-            })
-    }
-}
 
 /// A server on a free loopback port and a unix socket, with a folder of its own; ends with the
 /// value.
@@ -100,9 +21,21 @@ pub struct Server {
     pub port: u16,
     folder: TempDir,
     launch: Launch,
+    /// It is neither frozen nor killed.
+    runs: AtomicBool,
 }
 
 impl Server {
+    pub(crate) fn new(child: Child, port: u16, folder: TempDir, launch: Launch) -> Self {
+        Self {
+            child,
+            port,
+            folder,
+            launch,
+            runs: AtomicBool::new(true),
+        }
+    }
+
     /// Starts a server for a test.
     pub fn start() -> Self {
         Self::with(&[])
@@ -124,6 +57,20 @@ impl Server {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
+    /// The port on which it listens with TLS if it was launched so.
+    pub fn tls_port(&self) -> u16 {
+        tls_port(self.port)
+    }
+
+    /// The port by which other servers, sentinels and clients of a cluster know it.
+    pub(crate) fn known_port(&self) -> u16 {
+        if self.launch.has_tls() {
+            self.tls_port()
+        } else {
+            self.port
+        }
+    }
+
     /// The folder in which it runs and saves.
     pub fn folder(&self) -> &Path {
         self.folder.path()
@@ -131,7 +78,7 @@ impl Server {
 
     /// Its unix socket.
     pub fn socket(&self) -> PathBuf {
-        self.folder().join("redis.sock")
+        self.folder().join(SOCKET)
     }
 
     /// A plain connection of redis-rs, for what a foreign client would do.
@@ -189,9 +136,23 @@ impl Server {
         Ok(version.expect("INFO names a version"))
     }
 
+    /// A line of its INFO, and of a cluster's: what is behind the name and the colon.
+    pub(crate) fn info(&self, words: &[&str], name: &str) -> Option<String> {
+        let info: String = self.query(words).ok()?;
+        let value = info
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.map(str::to_owned)
+    }
+
     /// Gives a server in cluster mode all slots.
     pub fn own_all_slots(&self) {
-        let slots: Vec<String> = (0..16_384).map(|slot: u16| slot.to_string()).collect();
+        self.own_slots(0..=16_383);
+    }
+
+    /// Gives a server in cluster mode some slots.
+    pub(crate) fn own_slots(&self, slots: RangeInclusive<u16>) {
+        let slots: Vec<String> = slots.map(|slot| slot.to_string()).collect();
         let mut words = vec!["CLUSTER", "ADDSLOTS"];
         words.extend(slots.iter().map(String::as_str));
         self.command(&words)
@@ -216,18 +177,26 @@ impl Server {
         count.map_or(0, |count| count.parse().expect("a number"))
     }
 
+    /// Whether it is neither frozen nor killed.
+    pub fn runs(&self) -> bool {
+        self.runs.load(Ordering::SeqCst)
+    }
+
     /// Stops the server's process in its tracks until [`Self::thaw`].
     pub fn freeze(&self) {
+        self.runs.store(false, Ordering::SeqCst);
         freeze(&self.child);
     }
 
     /// Lets a frozen server go on.
     pub fn thaw(&self) {
         thaw(&self.child);
+        self.runs.store(true, Ordering::SeqCst);
     }
 
     /// Kills the server; what it saved stays in its folder.
     pub fn kill(&mut self) {
+        self.runs.store(false, Ordering::SeqCst);
         end(&mut self.child);
     }
 
@@ -237,12 +206,12 @@ impl Server {
         self.kill();
         let until = Instant::now() + DEADLINE;
         while Instant::now() < until {
-            let child = self.launch.spawn(self.port, self.folder.path());
-            self.child = child.expect("it was started before");
-            if comes_up(&mut self.child, self.port).expect("our own child") {
+            let child = self.launch.start_again(self.port, &self.folder);
+            if let Some(child) = child.expect("it was started before") {
+                self.child = child;
+                self.runs.store(true, Ordering::SeqCst);
                 return;
             }
-            self.kill();
         }
         panic!("the redis-server did not come back");
     }
@@ -252,31 +221,4 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
-}
-
-/// Waits until the server answers, or has ended. An answer of any kind will do: it may want a
-/// password.
-fn comes_up(child: &mut Child, port: u16) -> io::Result<bool> {
-    let until = Instant::now() + DEADLINE;
-    while Instant::now() < until && child.try_wait()?.is_none() {
-        if answers(port) {
-            // On a port that another server has, ours has ended by now or is about to.
-            return Ok(child.try_wait()?.is_none());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(false)
-}
-
-fn answers(port: u16) -> bool {
-    let answer = TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| {
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.write_all(b"PING\r\n")?;
-        stream.read(&mut [0; 64])
-    });
-    answer.is_ok_and(|length| length > 0)
 }
