@@ -123,10 +123,9 @@ impl Launch {
             .into_iter()
             .map(|end| end.expect("no panic"))
             .collect();
-        match servers {
-            Ok(servers) => servers,
-            Err(error) => panic!("{error}"),
-        }
+        let servers = servers.unwrap_or_else(|error| panic!("{error}"));
+        servers.iter().for_each(Server::introduce);
+        servers
     }
 
     /// Starts the server again and waits until it answers; none if it ended.

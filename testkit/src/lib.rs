@@ -1,5 +1,7 @@
 //! What the tests, the examples, the torture run and the benchmarks share: redis-servers of their
-//! own, and a proxy that stands in for a network with faults.
+//! own, single, with sentinels or as a cluster, and a proxy that stands in for a network with faults.
+//!
+//! What waits long is async, so that the test's own tasks go on; all else blocks for a moment.
 
 #![allow(
     clippy::exhaustive_enums,

@@ -25,7 +25,15 @@ impl Server {
 
     /// Whether it is a replica that follows its master.
     pub(crate) fn follows(&self) -> bool {
-        self.role().get(3).is_some_and(|state| state == "connected")
+        self.followed().is_some()
+    }
+
+    /// The port of the master that it follows.
+    pub(crate) fn followed(&self) -> Option<u16> {
+        match &self.role()[..] {
+            [_, _, port, state, ..] if state == "connected" => port.parse().ok(),
+            _ => None,
+        }
     }
 
     /// The answer to ROLE; what is no word or number in it is left empty.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::launch::Launch;
 use crate::replication::{Switch, replicated};
 use crate::server::Server;
-use crate::wait::{eventually, eventually_blocking};
+use crate::wait::{eventually, eventually_all, eventually_blocking};
 
 /// The name by which the sentinels know the master.
 pub const MASTER: &str = "mymaster";
@@ -84,7 +84,7 @@ impl Sentinels {
     pub fn master(&self) -> usize {
         let mut master = None;
         eventually_blocking("all sentinels name a master", || {
-            master = self.agreed();
+            master = self.agreed(&self.named());
             master.is_some()
         });
         master.expect("it was waited for")
@@ -140,7 +140,7 @@ impl Sentinels {
             if named.iter().flatten().any(|&number| number != from) {
                 at.get_or_insert_with(Instant::now);
             }
-            master = self.agreed().unwrap_or(from);
+            master = self.agreed(&named).unwrap_or(from);
             master != from
         })
         .await;
@@ -151,7 +151,7 @@ impl Sentinels {
     /// Waits until all servers and sentinels run, and each knows all others in their roles: a
     /// demoted master is a replica by then.
     pub async fn settled(&self) {
-        eventually("the sentinels know all others", || self.is_settled()).await;
+        eventually_all("the sentinels know all others", || self.is_settled()).await;
     }
 
     /// Shuts the sentinels and the other servers out of a server, which they take for down then.
@@ -192,9 +192,8 @@ impl Sentinels {
         running.map(named).collect()
     }
 
-    /// The master that all running sentinels name, if it says that it is one.
-    fn agreed(&self) -> Option<usize> {
-        let named = self.named();
+    /// The master that all of these name, if it says that it is one.
+    fn agreed(&self, named: &[Option<usize>]) -> Option<usize> {
         let master = (*named.first()?)?;
         let agreed = named.iter().all(|&number| number == Some(master));
         let server = &self.servers[master];
@@ -209,35 +208,38 @@ impl Sentinels {
 
     fn is_settled(&self) -> bool {
         let mut all = self.servers.iter().chain(&self.sentinels);
-        all.all(Server::runs)
+        let all_run = all.all(Server::runs);
+        let Some(master) = self.agreed(&self.named()).filter(|_| all_run) else {
+            return false;
+        };
+        let port = self.servers[master].known_port();
+        let mut replicas = self.servers.iter().filter(|one| one.known_port() != port);
+        replicas.all(|replica| replica.followed() == Some(port))
             && self
                 .sentinels
                 .iter()
                 .all(|sentinel| self.is_known_to(sentinel))
     }
 
-    /// Whether a sentinel knows all others, and finds fault with none.
+    /// Whether a sentinel knows all others, and finds fault with none. What it says of a replica's
+    /// link can be 10 s old, and what it says that other sentinels say (`master_down`) older.
     fn is_known_to(&self, sentinel: &Server) -> bool {
-        let Ok(master) = sentinel.query::<HashMap<String, String>>(&["SENTINEL", "MASTER", MASTER])
-        else {
-            return false;
-        };
         let others = |what: &str| -> Vec<HashMap<String, String>> {
-            sentinel
-                .query(&["SENTINEL", what, MASTER])
-                .unwrap_or_default()
+            let answer = sentinel.query(&["SENTINEL", what, MASTER]);
+            answer.unwrap_or_default()
         };
         let (replicas, sentinels) = (others("SLAVES"), others("SENTINELS"));
-        let is_whole =
-            replicas.len() + 1 == self.servers.len() && sentinels.len() + 1 == self.sentinels.len();
-        is_whole
-            && master["flags"] == "master"
-            && sentinels.iter().all(|other| other["flags"] == "sentinel")
-            && replicas.iter().all(|replica| {
-                replica["flags"] == "slave"
-                    && replica["master-link-status"] == "ok"
-                    && replica["master-port"] == master["port"]
-            })
+        let words = ["SENTINEL", "MASTER", MASTER];
+        let master: HashMap<String, String> = sentinel.query(&words).unwrap_or_default();
+        let up = |other: &HashMap<String, String>| {
+            let mut flags = other["flags"].split(',');
+            flags.all(|flag| !["s_down", "o_down", "disconnected"].contains(&flag))
+        };
+        replicas.len() + 1 == self.servers.len()
+            && sentinels.len() + 1 == self.sentinels.len()
+            && master.get("flags").is_some_and(|flags| flags == "master")
+            && replicas.iter().all(|one| one["flags"] == "slave")
+            && sentinels.iter().all(up)
     }
 
     /// Makes the sentinels known to each other at once; they tell each other every 2 s only.

@@ -9,6 +9,9 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// The same where a look takes many questions to many servers.
+const LOOK_AT_MANY_EVERY: Duration = Duration::from_millis(25);
+
 /// A key that no other test has.
 pub fn unique_key() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -26,10 +29,20 @@ pub fn eventually_blocking(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Waits until `done` says so; panics when it does not within [`DEADLINE`].
-pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+pub async fn eventually(what: &str, done: impl FnMut() -> bool) {
+    look(what, LOOK_EVERY, done).await;
+}
+
+/// Waits until `done`, which asks many servers, says so; panics when it does not within
+/// [`DEADLINE`].
+pub(crate) async fn eventually_all(what: &str, done: impl FnMut() -> bool) {
+    look(what, LOOK_AT_MANY_EVERY, done).await;
+}
+
+async fn look(what: &str, every: Duration, mut done: impl FnMut() -> bool) {
     let until = Instant::now() + DEADLINE;
     while !done() {
         assert!(Instant::now() < until, "never: {what}");
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(every).await;
     }
 }

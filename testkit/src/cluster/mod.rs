@@ -10,7 +10,7 @@ use crate::launch::Launch;
 use crate::replication::{Switch, replicated};
 use crate::server::Server;
 use crate::slots::{SLOTS, key_in, slot_of};
-use crate::wait::{eventually, eventually_blocking};
+use crate::wait::{eventually, eventually_all, eventually_blocking};
 
 pub use moving::Move;
 use view::{Agreed, Line, agreement, view};
@@ -157,7 +157,7 @@ impl Cluster {
     /// Waits until all running nodes agree on who has which slot, all slots are served, and each
     /// replica follows its master.
     pub async fn settled(&self) {
-        eventually("the cluster serves all slots", || self.is_settled()).await;
+        eventually_all("the cluster serves all slots", || self.is_settled()).await;
     }
 
     /// The master of a slot, as [`Self::master_of_slot`].

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 
 use crate::cluster::Cluster;
+use crate::server::Server;
 use crate::wait::eventually;
 
 /// How many keys are moved by one command.
@@ -60,8 +61,14 @@ impl Cluster {
         let output = node.folder().join("redis-cli.out");
         let file = File::create(&output).expect("a file in the node's folder");
         let mut child = Command::new("redis-cli")
-            .args(["--cluster", job, &format!("127.0.0.1:{}", node.port)])
+            .args([
+                "--cluster",
+                job,
+                &format!("127.0.0.1:{}", node.known_port()),
+            ])
             .args(arguments)
+            .args(tls_arguments(node))
+            .current_dir(node.folder())
             .stdin(Stdio::null())
             .stderr(file.try_clone().expect("a second handle"))
             .stdout(file)
@@ -140,4 +147,24 @@ impl Move<'_> {
         let set = ["CLUSTER", "SETSLOT", &slot];
         self.cluster.nodes[node].command(&[&set[..], words].concat())
     }
+}
+
+/// How redis-cli reaches a node where nodes reach each other with TLS: with the node's own
+/// certificate.
+fn tls_arguments(node: &Server) -> Vec<String> {
+    if node.known_port() == node.port {
+        return Vec::new();
+    }
+    let file = |name: &str| -> String {
+        let (_, file): (String, String) = node.command(&["CONFIG", "GET", name]);
+        file
+    };
+    let files = [
+        ("--cacert", "tls-ca-cert-file"),
+        ("--cert", "tls-cert-file"),
+        ("--key", "tls-key-file"),
+    ];
+    let files = files.map(|(argument, name)| [argument.to_owned(), file(name)]);
+    let tls = std::iter::once("--tls".to_owned());
+    tls.chain(files.into_iter().flatten()).collect()
 }
