@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redlease::{Error, Locker, LostReason, Released};
-use testkit::{DEADLINE, Server, eventually, unique_key};
+use testkit::{Cluster, ClusterOptions, DEADLINE, Server, Servers, eventually, unique_key};
 use tokio::time::timeout;
 
 /// Lockers that know nothing of each other but share a store, where the store can be shared.
@@ -19,6 +19,22 @@ async fn on_a_server(url: &str) -> Backend {
         one: Locker::connect(url).await.expect("a locker"),
         other: Locker::connect(url).await.expect("a locker"),
     }
+}
+
+async fn on_a_cluster(urls: Vec<String>) -> Backend {
+    let locker = async || Locker::cluster(&urls).await.expect("a locker");
+    Backend {
+        one: locker().await,
+        other: locker().await,
+    }
+}
+
+/// Three masters, of which no case loses one.
+fn cluster() -> Cluster {
+    Cluster::with(&ClusterOptions {
+        replicas: 0,
+        ..ClusterOptions::default()
+    })
 }
 
 macro_rules! suite {
@@ -35,6 +51,37 @@ macro_rules! suite {
                 let server = super::Server::start();
                 let url = format!("unix://{}", server.socket().display());
                 super::$case(super::on_a_server(&url).await).await;
+            })*
+        }
+
+        mod tcp_resp2 {
+            $(#[tokio::test] async fn $case() {
+                let server = super::Server::start();
+                let url = format!("{}?protocol=resp2", server.url());
+                super::$case(super::on_a_server(&url).await).await;
+            })*
+        }
+
+        mod quorum {
+            $(#[tokio::test] async fn $case() {
+                let servers = super::Servers::start(3);
+                let locker = async || super::Locker::quorum(servers.urls()).await.expect("a locker");
+                super::$case(super::Backend { one: locker().await, other: locker().await }).await;
+            })*
+        }
+
+        mod cluster {
+            $(#[tokio::test] async fn $case() {
+                let cluster = super::cluster();
+                super::$case(super::on_a_cluster(cluster.urls()).await).await;
+            })*
+        }
+
+        mod cluster_resp2 {
+            $(#[tokio::test] async fn $case() {
+                let cluster = super::cluster();
+                let urls = cluster.urls().into_iter().map(|url| format!("{url}?protocol=resp2"));
+                super::$case(super::on_a_cluster(urls.collect()).await).await;
             })*
         }
 
