@@ -45,11 +45,19 @@ impl Contender {
     }
 }
 
+/// Where the locks are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Store {
+    /// One server, those of a quorum, or those of a cluster.
+    pub urls: Vec<String>,
+    pub is_cluster: bool,
+}
+
 /// A connected lock library. Clones share the connection.
 pub trait Client: Clone + Send + Sync + Sized + 'static {
     type Lock: Lock;
 
-    fn connect(urls: &[String]) -> impl Future<Output = Result<Self>> + Send;
+    fn connect(store: &Store) -> impl Future<Output = Result<Self>> + Send;
 
     /// A handle on one key, which a task makes once and uses for all its cycles.
     fn lock(&self, key: &str, ttl: Duration) -> Self::Lock;

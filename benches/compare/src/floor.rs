@@ -1,14 +1,15 @@
 //! The floor: `SET key value NX PX ttl`, and a compare-and-delete in Lua, over one multiplexed
-//! connection of redis-rs. No waiting, no renewal, no fencing: whatever a lock adds is above it.
+//! connection of redis-rs, or over that of its cluster client. No waiting, no renewal, no fencing: whatever a lock adds is above it.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use redis::Script;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster_async::ClusterConnection;
+use redis::{Cmd, Pipeline, RedisFuture, Script, Value};
 
-use crate::contender::{Client, Lock};
+use crate::contender::{Client, Lock, Store};
 
 static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -25,25 +26,62 @@ const BATCH: usize = 100;
 
 #[derive(Clone)]
 pub struct Floor {
-    connection: MultiplexedConnection,
+    connection: Connection,
 }
 
 pub struct BareLock {
-    connection: MultiplexedConnection,
+    connection: Connection,
     key: String,
     value: String,
     ttl: u64,
 }
 
+#[derive(Clone)]
+enum Connection {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::One(connection) => connection.req_packed_command(cmd),
+            Self::Cluster(connection) => connection.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::One(connection) => connection.req_packed_commands(commands, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(commands, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        0
+    }
+}
+
 impl Client for Floor {
     type Lock = BareLock;
 
-    async fn connect(urls: &[String]) -> Result<Self> {
-        let [url] = urls else {
-            bail!("the floor has one server");
+    async fn connect(store: &Store) -> Result<Self> {
+        let connection = match &store.urls[..] {
+            urls if store.is_cluster => {
+                let client = redis::cluster::ClusterClient::new(urls.to_vec())?;
+                Connection::Cluster(client.get_async_connection().await?)
+            }
+            [url] => {
+                let client = redis::Client::open(url.as_str())?;
+                Connection::One(client.get_multiplexed_async_connection().await?)
+            }
+            _ => bail!("the floor has one server, or a cluster"),
         };
-        let client = redis::Client::open(url.as_str())?;
-        let connection = client.get_multiplexed_async_connection().await?;
         Ok(Self { connection })
     }
 
@@ -81,7 +119,7 @@ impl Lock for BareLock {
 
 /// Many keys of one connection, renewed in pipelines.
 pub struct Renewals {
-    connection: MultiplexedConnection,
+    connection: Connection,
     script: Script,
     keys: Vec<String>,
     ttl: Duration,

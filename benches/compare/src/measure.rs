@@ -6,9 +6,9 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use testkit::{Launch, Mode, Proxy, Server};
+use testkit::{Cluster, ClusterOptions, Launch, Mode, Proxy, Server};
 
-use crate::contender::Contender;
+use crate::contender::{Contender, Store};
 use crate::counts::Counts;
 use crate::load::{Held, Report, now};
 use crate::worker::{Load, Task, Worker};
@@ -21,6 +21,8 @@ const HEAD_START: Duration = Duration::from_millis(10);
 pub struct Case {
     pub contenders: Vec<Contender>,
     pub servers: usize,
+    /// Whether each server has its share of the slots of a cluster.
+    pub is_cluster: bool,
     /// What a link to a server takes in each direction, if it is not the loopback.
     pub delay: Option<Duration>,
     /// Whether the first server's process is stopped while the load runs.
@@ -52,9 +54,18 @@ pub type Samples = BTreeMap<Contender, Vec<Sample>>;
 
 /// Runs a case on servers of its own.
 pub fn run(case: &Case) -> Result<Samples> {
-    let servers = (0..case.servers)
-        .map(|_| Launch::default().start())
-        .collect::<io::Result<Vec<_>>>()?;
+    let servers = if case.is_cluster {
+        Cluster::with(&ClusterOptions {
+            masters: u16::try_from(case.servers)?,
+            replicas: 0,
+            ..ClusterOptions::default()
+        })
+        .nodes
+    } else {
+        (0..case.servers)
+            .map(|_| Launch::default().start())
+            .collect::<io::Result<Vec<_>>>()?
+    };
     let links: Option<Vec<Proxy>> = case.delay.map(|delay| {
         let link = |server: &Server| {
             let link = Proxy::before(server.port);
@@ -93,7 +104,10 @@ fn slice(case: &Case, contender: Contender, servers: &[Server], urls: &[String])
         .map(|process| {
             Worker::start(&Task {
                 contender,
-                urls: urls.to_vec(),
+                store: Store {
+                    urls: urls.to_vec(),
+                    is_cluster: case.is_cluster,
+                },
                 load: load.clone(),
                 process,
                 threads: case.threads,

@@ -8,13 +8,14 @@ use std::time::Duration;
 use anyhow::Result;
 use redlease::{LockGuard, Locker};
 
-use crate::contender::{Client, Lock, Renewing};
+use crate::contender::{Client, Lock, Renewing, Store};
 
 impl Client for Locker {
     type Lock = redlease::Lock;
 
-    async fn connect(urls: &[String]) -> Result<Self> {
-        Ok(match urls {
+    async fn connect(store: &Store) -> Result<Self> {
+        Ok(match &store.urls[..] {
+            urls if store.is_cluster => Self::cluster(urls).await?,
             [url] => Self::connect(url).await?,
             urls => Self::quorum(urls).await?,
         })

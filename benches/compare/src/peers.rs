@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use async_redis_lock::{Locker, Options};
 use rslock::{LockGuard, LockManager};
 
-use crate::contender::{Client, Lock, Renewing};
+use crate::contender::{Client, Lock, Renewing, Store};
 
 /// rslock: one `LockManager` a process, `acquire`, which waits without bound, and
 /// `release().await`. It has no renewal outside its `using`.
@@ -35,8 +35,8 @@ pub struct RslockLock {
 impl Client for Rslock {
     type Lock = RslockLock;
 
-    async fn connect(urls: &[String]) -> Result<Self> {
-        Ok(Self(LockManager::new(urls.to_vec())))
+    async fn connect(store: &Store) -> Result<Self> {
+        Ok(Self(LockManager::new(store.urls.clone())))
     }
 
     fn lock(&self, key: &str, ttl: Duration) -> RslockLock {
@@ -47,8 +47,8 @@ impl Client for Rslock {
 impl Client for RslockEager {
     type Lock = RslockLock;
 
-    async fn connect(urls: &[String]) -> Result<Self> {
-        let mut manager = LockManager::new(urls.to_vec());
+    async fn connect(store: &Store) -> Result<Self> {
+        let mut manager = LockManager::new(store.urls.clone());
         manager.set_retry(RSLOCK_TRIES, RSLOCK_EAGER_RETRY);
         Ok(Self(manager))
     }
@@ -100,8 +100,8 @@ pub struct AsyncRedisLockLock {
 impl Client for AsyncRedisLock {
     type Lock = AsyncRedisLockLock;
 
-    async fn connect(urls: &[String]) -> Result<Self> {
-        let [url] = urls else {
+    async fn connect(store: &Store) -> Result<Self> {
+        let [url] = &store.urls[..] else {
             bail!("async-redis-lock has one server");
         };
         Ok(Self(Locker::from_redis_url(url).await?))

@@ -18,6 +18,8 @@ pub enum Scenario {
     Quorum,
     /// A majority of 3 servers, one of which is stopped in its tracks
     QuorumFrozen,
+    /// A cluster of 3 servers, each task its own key: 1, 16 and 128 tasks
+    Cluster,
     /// One key, 64 tasks of one process, nothing done while it is held
     OneProcess,
     /// One key, 4 processes of 4 tasks, nothing done while it is held
@@ -108,6 +110,7 @@ const fn figure(name: &'static str, of: fn(&Sample) -> f64, against: Option<Cont
 
 /// Who is compared where nobody waits, and on a quorum.
 const SINGLE: [Contender; 4] = [Floor, Redlease, Rslock, AsyncRedisLock];
+const CLUSTER: [Contender; 2] = [Floor, Redlease];
 const QUORUM: [Contender; 2] = [Redlease, Rslock];
 /// And where they wait for each other.
 const WAITING: [Contender; 4] = [Redlease, Rslock, RslockEager, AsyncRedisLock];
@@ -124,6 +127,7 @@ impl Scenario {
         match self {
             Self::Uncontended => "uncontended, a key for each task",
             Self::Quorum => "quorum, a key for each task",
+            Self::Cluster => "cluster of 3, a key for each task",
             Self::QuorumFrozen => "quorum of 3, one server frozen",
             Self::OneProcess | Self::FourProcesses => "one key, empty section",
             Self::HandOff => "one key, 5 ms section, 10 ms rest",
@@ -162,6 +166,21 @@ impl Scenario {
                 );
                 vec![entry("1 task", case, [CYCLES_IN_TABLE, wait])]
             }
+            Self::Cluster => [1, 16, 128]
+                .map(|tasks| {
+                    let mut case = scale.quorum(3, 1, cycles(tasks, None), &CLUSTER);
+                    case.is_cluster = true;
+                    let rate = Figure {
+                        against: Some(Floor),
+                        ..CYCLES
+                    };
+                    Entry {
+                        label: count(tasks, "task"),
+                        case,
+                        figures: vec![rate, SERVER, CLIENT, REQUESTS],
+                    }
+                })
+                .into(),
             Self::OneProcess => {
                 let load = cycles(64, Some("one"));
                 let case = scale.one_server(1, load, &WAITING);
@@ -254,6 +273,7 @@ impl Scale {
         Case {
             contenders: contenders.to_vec(),
             servers: 1,
+            is_cluster: false,
             delay: None,
             frozen: false,
             processes,

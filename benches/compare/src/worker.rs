@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::contender::{Client, Contender, Lock, TTL};
+use crate::contender::{Client, Contender, Lock, Store, TTL};
 use crate::floor::Floor;
 use crate::hold::{self, Hold};
 use crate::load::{self, Cycles, Report};
@@ -31,7 +31,7 @@ pub enum Load {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
     pub contender: Contender,
-    pub urls: Vec<String>,
+    pub store: Store,
     pub load: Load,
     /// The number of this process among those of the load.
     pub process: usize,
@@ -110,7 +110,7 @@ pub fn main() -> Result<()> {
     let report = runtime.block_on(async {
         match (task.contender, &task.load) {
             (Contender::Floor, Load::Hold(hold)) => {
-                let client = Floor::connect(&task.urls).await?;
+                let client = Floor::connect(&task.store).await?;
                 begin().await?;
                 hold::bare(client, hold).await
             }
@@ -141,7 +141,7 @@ pub fn main() -> Result<()> {
 }
 
 async fn cycles<C: Client>(task: &Task, cycles: &Cycles) -> Result<Report> {
-    let client = C::connect(&task.urls).await?;
+    let client = C::connect(&task.store).await?;
     let mut lock = client.lock(&format!("warm-up:{}", task.process), TTL);
     for _ in 0..WARM_UP {
         let guard = lock.acquire().await?;
@@ -157,7 +157,7 @@ async fn cycles<C: Client>(task: &Task, cycles: &Cycles) -> Result<Report> {
 }
 
 async fn connect<C: Client>(task: &Task) -> Result<C> {
-    let client = C::connect(&task.urls).await?;
+    let client = C::connect(&task.store).await?;
     begin().await?;
     Ok(client)
 }
