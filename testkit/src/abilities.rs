@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use redis::Value;
 
+use crate::launch::Launch;
 use crate::server::Server;
+use crate::tls::Tls;
 
 impl Server {
     /// A server that has a command. Where it has not, none, and the test says that it is left out.
@@ -17,6 +19,13 @@ impl Server {
         }
         left_out(&format!("the server has no {command}"));
         None
+    }
+
+    /// A server that listens with TLS, too. Where it is built without TLS, none, and the test says
+    /// that it is left out.
+    pub fn with_tls(tls: Tls) -> Option<Self> {
+        let launch = Launch::with_tls(tls)?;
+        Some(Self::launch(launch).unwrap_or_else(|error| panic!("{error}")))
     }
 
     /// Whether a parameter can be set.
@@ -52,6 +61,21 @@ impl Server {
             return DONE.store(false, Ordering::SeqCst);
         };
         say(&format!("tested on {version}"));
+    }
+}
+
+impl Launch {
+    /// Of servers that listen with TLS, too; as [`Server::with_tls`].
+    pub fn with_tls(tls: Tls) -> Option<Self> {
+        // One that is built with TLS complains of the missing certificate; others know no such
+        // parameter, or crash.
+        let words = ["CONFIG", "SET", "tls-replication", "yes"];
+        let answer = Server::start().query::<()>(&words);
+        if answer.is_err_and(|error| error.to_string().contains("TLS configuration")) {
+            return Some(Self::default().tls(tls));
+        }
+        left_out("the server is built without TLS");
+        None
     }
 }
 

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::process::end;
 use crate::server::Server;
+use crate::tls::Tls;
 use crate::wait::DEADLINE;
 
 /// How many ports are tried.
@@ -39,7 +40,7 @@ pub struct Launch {
     arguments: Vec<String>,
     environment: Vec<(OsString, OsString)>,
     configuration: Option<String>,
-    tls: bool,
+    tls: Option<Tls>,
 }
 
 impl Launch {
@@ -74,16 +75,16 @@ impl Launch {
     }
 
     /// Lets the server listen with TLS, too, on [`Server::tls_port`]; it reaches other servers
-    /// (its master, a cluster's other nodes) with TLS then. The arguments name the certificates.
+    /// (its master, a cluster's other nodes) with TLS then.
     #[must_use]
-    pub fn tls(mut self) -> Self {
-        self.tls = true;
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
     /// Whether the server listens with TLS, too.
     pub(crate) fn has_tls(&self) -> bool {
-        self.tls
+        self.tls.is_some()
     }
 
     /// Starts the server and waits until it answers.
@@ -154,10 +155,11 @@ impl Launch {
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--unixsocket", SOCKET])
             .args(["--save", "", "--appendonly", "no"]);
-        if self.tls {
+        if let Some(tls) = &self.tls {
             command
                 .args(["--tls-port", &tls_port(port).to_string()])
-                .args(["--tls-replication", "yes", "--tls-cluster", "yes"]);
+                .args(["--tls-replication", "yes", "--tls-cluster", "yes"])
+                .args(tls.arguments());
         }
         command
             .args(&self.arguments)

@@ -22,6 +22,7 @@ mod sentinels;
 mod server;
 mod servers;
 mod slots;
+mod tls;
 mod wait;
 
 pub use abilities::left_out;
@@ -34,4 +35,5 @@ pub use sentinels::{MASTER, SentinelOptions, Sentinels};
 pub use server::Server;
 pub use servers::Servers;
 pub use slots::{key_in, slot_of};
+pub use tls::{Authority, Identity, Tls};
 pub use wait::{DEADLINE, eventually, eventually_blocking, unique_key};

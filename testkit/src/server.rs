@@ -1,5 +1,6 @@
 //! A redis-server of our own.
 
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -43,18 +44,24 @@ impl Server {
 
     /// Starts a server for a test, with further arguments.
     pub fn with(arguments: &[&str]) -> Self {
-        match Launch::with(arguments).start() {
-            Ok(server) => {
-                server.introduce();
-                server
-            }
-            Err(error) => panic!("{error}"),
-        }
+        Self::launch(Launch::with(arguments)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(crate) fn launch(launch: Launch) -> io::Result<Self> {
+        let server = launch.start()?;
+        server.introduce();
+        Ok(server)
     }
 
     /// Its URL over TCP.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
+    }
+
+    /// Its URL over TLS. Panics if it was started without.
+    pub fn tls_url(&self) -> String {
+        assert!(self.launch.has_tls(), "it was started without TLS");
+        format!("rediss://127.0.0.1:{}/", self.tls_port())
     }
 
     /// The port on which it listens with TLS if it was launched so.
