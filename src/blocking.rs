@@ -162,6 +162,26 @@ impl Builder {
         Self(self.0.flush_timeout(timeout))
     }
 
+    /// Sets the authorities that servers are trusted by; see
+    /// [`Builder::root_certificates`](crate::Builder::root_certificates).
+    #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))))]
+    pub fn root_certificates(self, pem: impl Into<Vec<u8>>) -> Self {
+        Self(self.0.root_certificates(pem))
+    }
+
+    /// Sets the certificate that the server knows us by, and its key; see
+    /// [`Builder::client_certificate`](crate::Builder::client_certificate).
+    #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))))]
+    pub fn client_certificate(
+        self,
+        certificate_pem: impl Into<Vec<u8>>,
+        key_pem: impl Into<Vec<u8>>,
+    ) -> Self {
+        Self(self.0.client_certificate(certificate_pem, key_pem))
+    }
+
     /// Sets the TTL of each lock that does not set its own; see
     /// [`Builder::ttl`](crate::Builder::ttl).
     pub fn ttl(self, ttl: Duration) -> Self {

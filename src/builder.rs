@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Client, ConnectionAddr, IntoConnectionInfo, ProtocolVersion, RedisError};
+use redis::{
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError,
+};
 
 use crate::backend::cluster::Cluster;
 use crate::backend::memory::Memory;
@@ -21,6 +23,7 @@ use crate::events::emit;
 use crate::holder::Owner;
 use crate::keys::Keys;
 use crate::options::Options;
+use crate::tls::{self, Certificates};
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,6 +40,8 @@ const FEWEST_SERVERS: usize = 3;
 /// | [`prefix`](Self::prefix) | none | put before every key |
 /// | [`command_timeout`](Self::command_timeout) | 1 s | how long one command to Redis may take |
 /// | [`flush_timeout`](Self::flush_timeout) | 1 s | how long the drop of the last handle waits for releases |
+/// | `root_certificates` | the system's | by which authorities servers are trusted, with [TLS](crate#tls) |
+/// | `client_certificate` | none | what a server knows us by, with TLS |
 ///
 /// The other settings are the options of [`Lock`](crate::Lock#options), by the same names and with
 /// the same defaults. What is set here holds for each lock of the locker that does not set it
@@ -64,6 +69,7 @@ pub struct Builder {
     command_timeout: Duration,
     flush_timeout: Duration,
     options: Options,
+    certificates: Certificates,
 }
 
 impl Default for Builder {
@@ -74,6 +80,7 @@ impl Default for Builder {
             command_timeout: COMMAND_TIMEOUT,
             flush_timeout: FLUSH_TIMEOUT,
             options: Options::default(),
+            certificates: Certificates::default(),
         }
     }
 }
@@ -166,20 +173,70 @@ impl Builder {
         self
     }
 
+    /// Sets the certificate authorities that servers are trusted by, as PEM, in place of the
+    /// system's. Needs a `rediss://` URL, or a client with TLS.
+    ///
+    /// The text may hold several certificates. By default the authorities are those of the system;
+    /// with the feature `tls-webpki-roots` those of Mozilla. They take the place of those of a
+    /// [`connect_client`](Self::connect_client), together with its client certificate.
+    ///
+    /// A server is trusted if its certificate is valid now, was issued by one of the authorities,
+    /// and names the host of the URL. A host that is an IP address must stand in it as such.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let locker = redlease::Locker::builder()
+    ///     .root_certificates(std::fs::read("ca.pem")?)
+    ///     .client_certificate(std::fs::read("client.pem")?, std::fs::read("client.key")?)
+    ///     .connect("rediss://redis.internal:6380/")
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))))]
+    pub fn root_certificates(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.certificates.set_roots(pem.into());
+        self
+    }
+
+    /// Sets the certificate that the server knows us by, and its private key, as PEM. Needs a
+    /// `rediss://` URL, or a client with TLS.
+    ///
+    /// Certificates that lead to the authority may follow it. None by default, which a server with
+    /// `tls-auth-clients yes` refuses with [`Error::Refused`]. It takes the place of that of a
+    /// [`connect_client`](Self::connect_client), together with its authorities.
+    #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+    #[cfg_attr(docsrs, doc(cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))))]
+    pub fn client_certificate(
+        mut self,
+        certificate_pem: impl Into<Vec<u8>>,
+        key_pem: impl Into<Vec<u8>>,
+    ) -> Self {
+        let (certificate, key) = (certificate_pem.into(), key_pem.into());
+        self.certificates.set_client(certificate, key);
+        self
+    }
+
     /// Keeps the locks on the server of a URL. No I/O, nor in the others.
     pub(crate) fn on_server(self, url: &str) -> Result<Arc<Share>, Error> {
-        one_server(self.check()?, &client(url)?)
+        let certificates = self.certificates.clone();
+        one_server(self.check()?, &client(url, &certificates)?)
     }
 
     pub(crate) fn on_client(self, client: &Client) -> Result<Arc<Share>, Error> {
-        one_server(self.check()?, &with_resp3(client)?)
+        let info = client.get_connection_info().clone();
+        let info = self.certificates.apply(info)?;
+        one_server(self.check()?, &with_resp3(info)?)
     }
 
     pub(crate) fn on_quorum(
         self,
         urls: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Arc<Share>, Error> {
-        quorum(self.check()?, urls)
+        let certificates = self.certificates.clone();
+        quorum(self.check()?, &certificates, urls)
     }
 
     pub(crate) fn on_cluster(
@@ -268,6 +325,7 @@ fn cluster(
 
 fn quorum(
     settings: Settings,
+    certificates: &Certificates,
     urls: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Result<Arc<Share>, Error> {
     let clock = Clock::system();
@@ -276,7 +334,7 @@ fn quorum(
     let hints = Hints::new(Arc::clone(&keys) as _);
     let mut members: Vec<Arc<dyn Member>> = Vec::new();
     for url in urls {
-        let client = client(url.as_ref())?;
+        let client = client(url.as_ref(), certificates)?;
         let signals = Arc::clone(&hints) as _;
         let node = node(&client, &clock, signals, Role::Member, &settings)?;
         let server = node.server();
@@ -327,7 +385,8 @@ fn node(
 
 /// Parses a URL, and refuses what the connection would only fail on later. The client asks for
 /// RESP3 unless the URL asks for RESP2: that redis-rs takes both for the same.
-fn client(url: &str) -> Result<Client, Error> {
+fn client(url: &str, certificates: &Certificates) -> Result<Client, Error> {
+    tls::check_url(url)?;
     let info = url.into_connection_info().map_err(bad_url)?;
     if !matches!(info.addr(), ConnectionAddr::Tcp(..)) && !info.addr().is_supported() {
         return Err(Error::invalid(
@@ -335,17 +394,16 @@ fn client(url: &str) -> Result<Client, Error> {
             "this kind of redis url is not supported here",
         ));
     }
-    let client = Client::open(info).map_err(bad_url)?;
+    let info = certificates.apply(info)?;
     if asks_for_resp2(url) {
-        Ok(client)
+        Client::open(info).map_err(bad_url)
     } else {
-        with_resp3(&client)
+        with_resp3(info)
     }
 }
 
-/// The same client, asking for RESP3.
-fn with_resp3(client: &Client) -> Result<Client, Error> {
-    let info = client.get_connection_info().clone();
+/// A client that asks for RESP3.
+fn with_resp3(info: ConnectionInfo) -> Result<Client, Error> {
     let settings = info.redis_settings().clone();
     let settings = settings.set_protocol(ProtocolVersion::RESP3);
     Client::open(info.set_redis_settings(settings)).map_err(bad_url)

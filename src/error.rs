@@ -41,8 +41,9 @@ pub enum Error {
     #[error(transparent)]
     Lost(#[from] Lost),
 
-    /// The server refuses for good (authentication, rights, the type of the key): a retry is of no
-    /// use before somebody changes the server or the credentials.
+    /// The server refuses for good (authentication, rights, the type of the key), or its certificate
+    /// is refused: a retry is of no use before somebody changes the server, the credentials or the
+    /// URL.
     #[error("{}: redis at {server} refuses the request", Subject(key))]
     #[non_exhaustive]
     Refused {

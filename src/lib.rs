@@ -228,10 +228,42 @@
 //! lease that ended although the server would have kept it for longer than the margin of P3: its
 //! holder was cut off. `--mutations` breaks this crate in eight ways, and each is caught in a minute.
 //!
+//! # TLS
+//!
+//! With the feature `tls`, a URL that begins with `rediss://` is connected to with TLS, by
+//! [`Locker::connect`] and [`Locker::quorum`] alike, in both APIs. The server is trusted if its
+//! certificate is valid now, names the host of the URL, and was issued by an authority that the
+//! system knows, or that [`Builder::root_certificates`] names. [`Builder::client_certificate`] is what
+//! the server knows us by. A `redis::Client` with TLS settings of its own is for
+//! [`Builder::connect_client`].
+//!
+//! A certificate that one side refuses is [`Error::Refused`], at once, with the words of rustls in
+//! its [`source()`](std::error::Error::source). A guard that is held then is lost at its deadline
+//! and no earlier.
+//!
+//! rustls wants a provider of cryptography for the process. If there is none when a locker with TLS
+//! is made, one is installed: ring with the feature `tls`, otherwise aws-lc-rs. To use another,
+//! install it before.
+//!
+//! Limits:
+//!
+//! * The system's authorities are read from disk whenever a connection is opened, also where others
+//!   are named: 5 to 14 ms, and [`Error::Refused`] if they cannot be read.
+//! * `tls-webpki-roots` avoids that, but takes the system's authorities away from everything in the
+//!   binary that uses the `redis` crate.
+//! * A host that is given by its IP address must stand as such in the certificate (as an IP SAN).
+//!
 //! # Cargo features
 //!
-//! None yet.
+//! None is on by default.
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `tls` | TLS by rustls with ring, and the system's authorities |
+//! | `tls-webpki-roots` | `tls`, and Mozilla's authorities in place of the system's |
+//! | `tls-aws-lc-rs` | TLS by rustls with aws-lc-rs, for those who prefer it; it takes longer to compile |
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod acquire;
@@ -254,6 +286,7 @@ mod locker;
 mod options;
 mod released;
 mod sync;
+mod tls;
 
 pub use builder::Builder;
 pub use error::{Cause, Error, Lost, LostReason};

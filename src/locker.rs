@@ -44,8 +44,8 @@ pub struct Locker {
 impl Locker {
     /// Connects to one Redis server, with the defaults of [`Builder`].
     ///
-    /// The URL is one that the `redis` crate takes: `redis://user:password@host:port/db` or
-    /// `unix:///path/to/socket`. RESP3 is tried first, unless the URL ends with `?protocol=resp2`.
+    /// The URL is one that the `redis` crate takes: `redis://user:password@host:port/db`,
+    /// `rediss://…` for [TLS](crate#tls), or `unix:///path/to/socket`. RESP3 is tried first, unless the URL ends with `?protocol=resp2`.
     ///
     /// The call waits for two connections: that of the present runtime, and that of the background
     /// thread, without which no lock could be renewed. [`Builder::connect_lazily`] waits for none.
@@ -61,9 +61,11 @@ impl Locker {
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] for a URL that is not one, [`Error::Unavailable`] if the server cannot
+    /// [`Error::Invalid`] for a URL that is not one, or that asks for TLS without the cargo feature
+    /// `tls`, [`Error::Unavailable`] if the server cannot
     /// be reached or does not take both connections, [`Error::Refused`] if it is not a Redis server,
-    /// refuses the credentials, or does not let the user run a command that locks need.
+    /// refuses the credentials, or does not let the user run a command that locks need, and if a
+    /// certificate is refused.
     ///
     /// # Panics
     ///
@@ -345,7 +347,8 @@ impl Builder {
     ///
     /// Whatever protocol version the client asks for, RESP3 is tried first: a client that names
     /// none asks for RESP2. For RESP2 alone, [`connect`](Self::connect) to a URL that ends with
-    /// `?protocol=resp2`. `TCP_NODELAY` and keep-alive are switched on.
+    /// `?protocol=resp2`. `TCP_NODELAY` and keep-alive are switched on. A client with TLS needs the
+    /// cargo feature `tls`, without which it is [`Error::Invalid`].
     ///
     /// # Errors
     ///

@@ -142,7 +142,6 @@ async fn a_url_that_is_not_one_is_invalid() {
         "http://127.0.0.1/",
         "127.0.0.1:6379",
         "redis://",
-        "rediss://127.0.0.1/",
     ] {
         let error = Locker::connect(url).await.expect_err("an error");
         assert!(is_invalid(&error), "{url}: {error:?}");
@@ -150,6 +149,30 @@ async fn a_url_that_is_not_one_is_invalid() {
         let error = blocking::Locker::connect(url).expect_err("an error");
         assert!(is_invalid(&error), "{url}: {error:?}");
     }
+}
+
+#[cfg(not(any(feature = "tls", feature = "tls-aws-lc-rs")))]
+#[tokio::test]
+async fn a_url_with_tls_names_the_feature_that_is_missing() {
+    use redlease::redis::{Client, ConnectionAddr, IntoConnectionInfo};
+    let check = |error: Error| {
+        assert!(is_invalid(&error), "{error:?}");
+        assert!(error.to_string().contains("feature `tls`"), "{error}");
+    };
+    for url in ["rediss://127.0.0.1/", "valkeys://127.0.0.1/"] {
+        check(Locker::connect(url).await.expect_err("an error"));
+        check(Locker::quorum([url; 3]).await.expect_err("an error"));
+        check(blocking::Locker::connect(url).expect_err("an error"));
+    }
+    let address = ConnectionAddr::TcpTls {
+        host: "localhost".to_owned(),
+        port: 6380,
+        insecure: false,
+        tls_params: None,
+    };
+    let client = Client::open(address.into_connection_info().unwrap()).unwrap();
+    let error = Locker::builder().connect_client(client).await;
+    check(error.expect_err("an error"));
 }
 
 #[tokio::test]

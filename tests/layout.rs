@@ -29,6 +29,7 @@ const LAYERS: [&str; 26] = [
     "key.rs",
     "clock.rs",
     "backoff.rs",
+    "tls.rs",
     "error.rs",
     "events.rs",
     "contain.rs",

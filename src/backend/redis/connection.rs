@@ -15,6 +15,7 @@ use crate::backend::redis::health::Health;
 use crate::backend::redis::redirection::Redirection;
 use crate::backend::redis::requests::{Message, Sender};
 use crate::error::{Cause, Fault};
+use crate::tls;
 
 /// A connection and what is known of its health.
 pub(crate) struct Connection {
@@ -170,7 +171,9 @@ impl Connection {
             ErrorKind::Server(ServerErrorKind::ClusterDown | ServerErrorKind::TryAgain)
         );
         let class = ErrorClass::on_request(&error);
-        let fault = self.fault(class == ErrorClass::Permanent, error);
+        // A server may refuse our certificate when the connection is open already.
+        let permanent = class == ErrorClass::Permanent || tls::is_refusal(&error);
+        let fault = self.fault(permanent, error);
         match class {
             ErrorClass::Reopen => {
                 let _ = self.end.set(fault.clone());

@@ -3,6 +3,7 @@
 use redis::{ErrorKind, RedisError, RetryMethod};
 
 use crate::error::Fault;
+use crate::tls;
 
 /// What an error means for the request and for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,7 @@ impl ErrorClass {
     pub(crate) fn on_opening(error: &RedisError) -> Self {
         match error.kind() {
             _ if was_cut_off(error) => Self::Reopen,
+            _ if tls::is_refusal(error) => Self::Permanent,
             // Not a Redis server: what it said made no sense.
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Permanent,
             _ => Self::on_request(error),
