@@ -239,7 +239,11 @@
 //!
 //! A certificate that one side refuses is [`Error::Refused`], at once, with the words of rustls in
 //! its [`source()`](std::error::Error::source). A guard that is held then is lost at its deadline
-//! and no earlier.
+//! and no earlier. A `redis://` URL for a server that speaks TLS, or a `rediss://` one for a server
+//! that does not, is refused as well, in less than [`Builder::command_timeout`], and the error names
+//! the mistake. (To find out, a server that was never reached, and hangs up or is slow, is asked in
+//! the other way over one more connection.) A server that answers in neither way is
+//! [`Error::Unavailable`].
 //!
 //! rustls wants a provider of cryptography for the process. If there is none when a locker with TLS
 //! is made, one is installed: ring with the feature `tls`, otherwise aws-lc-rs. To use another,

@@ -65,7 +65,7 @@ impl Locker {
     /// `tls`, [`Error::Unavailable`] if the server cannot
     /// be reached or does not take both connections, [`Error::Refused`] if it is not a Redis server,
     /// refuses the credentials, or does not let the user run a command that locks need, and if a
-    /// certificate is refused.
+    /// certificate is refused or the URL is wrong about TLS.
     ///
     /// # Panics
     ///

@@ -45,6 +45,11 @@ pub(crate) fn is_refusal(error: &RedisError) -> bool {
     how::is_refusal(error)
 }
 
+/// Whether what the server sent is not TLS.
+pub(crate) fn is_not_tls(error: &RedisError) -> bool {
+    how::is_not_tls(error)
+}
+
 #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
 mod with_rustls {
     use std::error::Error as StdError;
@@ -181,6 +186,10 @@ mod with_rustls {
         }
     }
 
+    pub(super) fn is_not_tls(error: &RedisError) -> bool {
+        matches!(inner(error), Some(rustls::Error::InvalidMessage(_)))
+    }
+
     /// The alerts of a server that would send them again. The others tell of a fault on the way, or
     /// of one that it may get out of.
     const REFUSALS: [AlertDescription; 15] = [
@@ -240,6 +249,10 @@ mod without {
     }
 
     pub(super) fn is_refusal(_: &RedisError) -> bool {
+        false
+    }
+
+    pub(super) fn is_not_tls(_: &RedisError) -> bool {
         false
     }
 }

@@ -167,6 +167,56 @@ async fn a_client_of_another_authority_is_refused() {
     }
 }
 
+/// Plain text to a server with TLS.
+#[tokio::test]
+async fn a_url_without_tls_for_a_server_with_it_is_named() {
+    let authority = Authority::new();
+    let tls = Tls::new(&authority, authority.server());
+    for tls in [tls.clone(), tls.with_clients_certificates()] {
+        let server = server!(tls);
+        let url = server.tls_url().replace("rediss://", "redis://");
+        let with_password = url.replace("redis://", "redis://:pw@");
+        for url in [&url, &format!("{url}?protocol=resp2"), &with_password] {
+            is_refused(Locker::builder(), url, "rediss:// rather than redis://?").await;
+        }
+    }
+}
+
+/// TLS to a server without it, which waits for the end of the line.
+#[tokio::test]
+async fn a_url_with_tls_for_a_server_without_it_is_named() {
+    let authority = Authority::new();
+    for server in [Server::start(), Server::with(&["--requirepass", "pw"])] {
+        let url = server.url().replace("redis://", "rediss://");
+        for url in [&url, &format!("{url}?protocol=resp2")] {
+            let why = "redis:// rather than rediss://?";
+            is_refused(trusting(&authority), url, why).await;
+        }
+    }
+}
+
+/// The mistake is named of servers that answer, not of those that are slow or away.
+#[tokio::test]
+async fn p13_a_server_that_hangs_is_unavailable_with_tls_and_without() {
+    let authority = Authority::new();
+    let server = server!(Tls::new(&authority, authority.server()));
+    server.freeze();
+    for url in [server.url(), server.tls_url()] {
+        let error = trusting(&authority).connect(&url).await;
+        let error = match url.starts_with("rediss") {
+            true => error,
+            false => Locker::connect(&url).await,
+        };
+        let error = error.expect_err("an error");
+        let text = text(&error);
+        assert!(matches!(error, Error::Unavailable { .. }), "{text}");
+        assert!(!text.contains("rather than"), "{text}");
+    }
+    server.thaw();
+    let locker = trusting(&authority).connect(server.tls_url()).await;
+    locker.expect("it goes on");
+}
+
 /// The grant is told at once: the next heartbeat would come a second later.
 #[tokio::test]
 async fn a_waiter_is_told_over_tls() {

@@ -180,6 +180,14 @@ fn was_cut_off(error: &RedisError) -> bool {
     }
 }
 
+/// Whether the other side may speak another protocol: it hung up, or what it sent made no sense.
+pub(crate) fn is_not_understood(fault: &Fault) -> bool {
+    let error = fault.cause.downcast_ref::<RedisError>();
+    error.is_some_and(|error| {
+        was_cut_off(error) || error.kind() == ErrorKind::Parse || tls::is_not_tls(error)
+    })
+}
+
 fn has_code(error: &RedisError, codes: &[&str]) -> bool {
     error.code().is_some_and(|code| codes.contains(&code))
 }

@@ -17,6 +17,7 @@ mod renew;
 pub(crate) mod reply;
 mod requests;
 pub(crate) mod rights;
+mod scheme;
 pub(crate) mod script;
 pub(crate) mod unsettled;
 

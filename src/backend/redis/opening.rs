@@ -34,6 +34,7 @@ use crate::backend::redis::health::Health;
 use crate::backend::redis::place::Place;
 use crate::backend::redis::push::{NoPushes, Watcher};
 use crate::backend::redis::requests::Sender;
+use crate::backend::redis::scheme::Scheme;
 use crate::error::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
@@ -63,6 +64,7 @@ pub(super) struct Opener {
     no_pushes: NoPushes,
     /// Whether the server tells of our own writes.
     evidence: Arc<Evidence>,
+    scheme: Scheme,
 }
 
 impl Opener {
@@ -89,6 +91,7 @@ impl Opener {
             swallowed: AtomicBool::new(false),
             no_pushes: NoPushes::default(),
             evidence: Arc::default(),
+            scheme: Scheme::default(),
         })
     }
 
@@ -103,6 +106,14 @@ impl Opener {
     /// Opens a connection that is driven by the present runtime.
     pub(super) async fn open(&self) -> Result<Connection, Fault> {
         let until = Instant::now() + self.limit;
+        let address = self.client.get_connection_info().addr();
+        let opening = self.open_until(until);
+        self.scheme
+            .check(&self.server, address, until, opening)
+            .await
+    }
+
+    async fn open_until(&self, until: Instant) -> Result<Connection, Fault> {
         if self.settings().protocol() == ProtocolVersion::RESP2 {
             let connection = self.open_resp2(until).await?;
             self.no_pushes.tell(&self.server, "RESP2 was asked for");
