@@ -1,10 +1,13 @@
 //! What a lock is, whatever keeps it: one suite, run over every backend.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use redlease::{Error, Locker, LostReason, Released};
+#[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+use testkit::{Authority, Launch, Tls};
 use testkit::{Cluster, ClusterOptions, DEADLINE, Server, Servers, eventually, unique_key};
 use tokio::time::timeout;
 
@@ -12,104 +15,154 @@ use tokio::time::timeout;
 struct Backend {
     one: Locker,
     other: Locker,
+    /// What ends with the case.
+    _servers: Box<dyn Any>,
 }
 
-async fn on_a_server(url: &str) -> Backend {
-    Backend {
-        one: Locker::connect(url).await.expect("a locker"),
-        other: Locker::connect(url).await.expect("a locker"),
+impl Backend {
+    async fn of(
+        servers: impl Any,
+        locker: impl AsyncFn() -> Result<Locker, Error>,
+    ) -> Option<Self> {
+        Some(Self {
+            one: locker().await.expect("a locker"),
+            other: locker().await.expect("a locker"),
+            _servers: Box::new(servers),
+        })
     }
 }
 
-async fn on_a_cluster(urls: Vec<String>) -> Backend {
-    let locker = async || Locker::cluster(&urls).await.expect("a locker");
-    Backend {
-        one: locker().await,
-        other: locker().await,
-    }
+async fn tcp() -> Option<Backend> {
+    let server = Server::start();
+    let url = server.url();
+    Backend::of(server, async || Locker::connect(&url).await).await
 }
 
-/// Three masters, of which no case loses one.
-fn cluster() -> Cluster {
-    Cluster::with(&ClusterOptions {
+async fn tcp_resp2() -> Option<Backend> {
+    let server = Server::start();
+    let url = format!("{}?protocol=resp2", server.url());
+    Backend::of(server, async || Locker::connect(&url).await).await
+}
+
+async fn unix_socket() -> Option<Backend> {
+    let server = Server::start();
+    let url = format!("unix://{}", server.socket().display());
+    Backend::of(server, async || Locker::connect(&url).await).await
+}
+
+/// None, which is said, where the server is built without TLS.
+#[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+async fn tls() -> Option<Backend> {
+    let authority = Authority::new();
+    let server = Server::with_tls(Tls::new(&authority, authority.server()))?;
+    let (url, root) = (server.tls_url(), authority.root());
+    let locker = async || trusting(&root).connect(&url).await;
+    Backend::of((server, authority), locker).await
+}
+
+async fn quorum() -> Option<Backend> {
+    let servers = Servers::start(3);
+    let urls = servers.urls();
+    Backend::of(servers, async || Locker::quorum(&urls).await).await
+}
+
+async fn cluster() -> Option<Backend> {
+    let cluster = Cluster::with(&three_masters());
+    let urls = cluster.urls();
+    Backend::of(cluster, async || Locker::cluster(&urls).await).await
+}
+
+async fn cluster_resp2() -> Option<Backend> {
+    let cluster = Cluster::with(&three_masters());
+    let urls = cluster.urls();
+    let urls: Vec<_> = urls
+        .iter()
+        .map(|url| format!("{url}?protocol=resp2"))
+        .collect();
+    Backend::of(cluster, async || Locker::cluster(&urls).await).await
+}
+
+#[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+async fn cluster_tls() -> Option<Backend> {
+    let authority = Authority::new();
+    let launch = Launch::with_tls(Tls::new(&authority, authority.server()))?;
+    let cluster = Cluster::with(&ClusterOptions {
+        launch,
+        ..three_masters()
+    });
+    let urls: Vec<_> = cluster.nodes.iter().map(Server::tls_url).collect();
+    let root = authority.root();
+    let locker = async || trusting(&root).cluster(&urls).await;
+    Backend::of((cluster, authority), locker).await
+}
+
+async fn memory() -> Option<Backend> {
+    let locker = Locker::in_memory();
+    Backend::of((), async || Ok(locker.clone())).await
+}
+
+/// Reads the system's certificates at each opening, which takes its time in a build for tests.
+#[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+fn trusting(root: &str) -> redlease::Builder {
+    let builder = Locker::builder().command_timeout(DEADLINE);
+    builder.root_certificates(root)
+}
+
+/// A cluster of which no case loses a server.
+fn three_masters() -> ClusterOptions {
+    ClusterOptions {
         replicas: 0,
         ..ClusterOptions::default()
-    })
+    }
 }
 
 macro_rules! suite {
-    ($($case:ident)*) => {
-        mod tcp {
+    ([$($(#[$attribute:meta])* $store:ident)*] $cases:tt) => {
+        $(suite! { @ $(#[$attribute])* $store $cases })*
+    };
+    (@ $(#[$attribute:meta])* $store:ident { $($case:ident)* }) => {
+        $(#[$attribute])*
+        mod $store {
             $(#[tokio::test] async fn $case() {
-                let server = super::Server::start();
-                super::$case(super::on_a_server(&server.url()).await).await;
-            })*
-        }
-
-        mod unix_socket {
-            $(#[tokio::test] async fn $case() {
-                let server = super::Server::start();
-                let url = format!("unix://{}", server.socket().display());
-                super::$case(super::on_a_server(&url).await).await;
-            })*
-        }
-
-        mod tcp_resp2 {
-            $(#[tokio::test] async fn $case() {
-                let server = super::Server::start();
-                let url = format!("{}?protocol=resp2", server.url());
-                super::$case(super::on_a_server(&url).await).await;
-            })*
-        }
-
-        mod quorum {
-            $(#[tokio::test] async fn $case() {
-                let servers = super::Servers::start(3);
-                let locker = async || super::Locker::quorum(servers.urls()).await.expect("a locker");
-                super::$case(super::Backend { one: locker().await, other: locker().await }).await;
-            })*
-        }
-
-        mod cluster {
-            $(#[tokio::test] async fn $case() {
-                let cluster = super::cluster();
-                super::$case(super::on_a_cluster(cluster.urls()).await).await;
-            })*
-        }
-
-        mod cluster_resp2 {
-            $(#[tokio::test] async fn $case() {
-                let cluster = super::cluster();
-                let urls = cluster.urls().into_iter().map(|url| format!("{url}?protocol=resp2"));
-                super::$case(super::on_a_cluster(urls.collect()).await).await;
-            })*
-        }
-
-        mod memory {
-            $(#[tokio::test] async fn $case() {
-                let locker = super::Locker::in_memory();
-                super::$case(super::Backend { one: locker.clone(), other: locker }).await;
+                if let Some(backend) = super::$store().await {
+                    super::$case(backend).await;
+                }
             })*
         }
     };
 }
 
 suite! {
-    a_guard_excludes_others_until_its_release
-    a_dropped_guard_frees_the_key
-    a_waiter_gets_the_lock
-    waiters_exclude_each_other
-    tokens_grow
-    a_guard_outlives_its_ttl
-    without_renewal_a_guard_expires
-    max_hold_ends_a_guard
-    force_release_is_a_loss
-    holder_tells_who
-    run_runs_under_the_lock
-    a_limited_wait_ends
-    a_cancelled_wait_leaves_nothing
-    close_closes
-    bad_options_are_refused
+    [
+        tcp
+        tcp_resp2
+        unix_socket
+        #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+        tls
+        memory
+        quorum
+        cluster
+        cluster_resp2
+        #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+        cluster_tls
+    ]
+    {
+        a_guard_excludes_others_until_its_release
+        a_dropped_guard_frees_the_key
+        a_waiter_gets_the_lock
+        waiters_exclude_each_other
+        tokens_grow
+        a_guard_outlives_its_ttl
+        without_renewal_a_guard_expires
+        max_hold_ends_a_guard
+        force_release_is_a_loss
+        holder_tells_who
+        run_runs_under_the_lock
+        a_limited_wait_ends
+        a_cancelled_wait_leaves_nothing
+        close_closes
+        bad_options_are_refused
+    }
 }
 
 async fn a_guard_excludes_others_until_its_release(b: Backend) {
