@@ -243,7 +243,8 @@ impl Builder {
         self,
         urls: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Arc<Share>, Error> {
-        cluster(self.check()?, urls)
+        let certificates = self.certificates.clone();
+        cluster(self.check()?, &certificates, urls)
     }
 
     pub(crate) fn in_this_process(self) -> Result<Arc<Share>, Error> {
@@ -294,12 +295,13 @@ fn one_server(settings: Settings, client: &Client) -> Result<Arc<Share>, Error> 
 
 fn cluster(
     settings: Settings,
+    certificates: &Certificates,
     urls: impl IntoIterator<Item = impl AsRef<str>>,
 ) -> Result<Arc<Share>, Error> {
     let refuse = |problem: &str| Err(Error::invalid(None, problem));
     let mut seeds = Vec::new();
     for url in urls {
-        let client = client(url.as_ref())?;
+        let client = client(url.as_ref(), certificates)?;
         let info = client.get_connection_info();
         if matches!(info.addr(), ConnectionAddr::Unix(_)) {
             return refuse("a cluster is not reached over a unix socket");
