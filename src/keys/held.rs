@@ -248,7 +248,7 @@ impl HeldClaim {
         }
         self.granted_until = self.granted_until.max(deadline);
         self.plan_renewal(now);
-        self.answered(now);
+        self.look_if_told(now);
         self.lease.forget_failure();
         self.lease.extend(deadline);
     }
@@ -260,7 +260,7 @@ impl HeldClaim {
         self.has_failed = false;
         let is_short = until.is_none_or(|until| until < self.granted_until);
         self.is_short = is_short && self.holder.options.renew_every.is_some();
-        self.answered(now);
+        self.look_if_told(now);
     }
 
     /// The key is not ours, says an answer, while the holder lets go. If Redis keeps the claim all the
@@ -275,9 +275,10 @@ impl HeldClaim {
         self.in_flight = false;
         self.has_failed = true;
         self.plan_retry(now);
+        self.look_if_told(now);
     }
 
-    fn answered(&mut self, now: Moment) {
+    fn look_if_told(&mut self, now: Moment) {
         // A caller's answer may be older than the change, and the driver's question, too.
         if !self.in_flight && mem::take(&mut self.again) {
             self.plan_look(now);

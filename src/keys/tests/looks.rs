@@ -196,3 +196,17 @@ fn p4_what_is_watched_over_a_connection_that_is_lost_is_looked_at() {
     f.keys.pushes_missed(None);
     assert_eq!(extends(&f.due()), [false, false]);
 }
+
+/// Its server failed, perhaps, and another takes its place.
+#[test]
+fn p4_what_is_told_while_a_question_goes_unanswered_is_looked_at_at_once() {
+    let f = slow_fixture();
+    let holder = f.hold();
+    f.clock.advance(YOUTH);
+    assert_eq!(extends(&f.due()), [false]);
+    changed(&f);
+    holder.unanswered();
+    assert_eq!(extends(&f.due()), [false]);
+    holder.unanswered();
+    assert!(f.due().is_empty(), "one look");
+}
