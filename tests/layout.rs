@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&str; 27] = [
     "lib.rs",
     "blocking",
-    "locker.rs",
+    "locker",
     "builder.rs",
     "lock.rs",
     "guard.rs",
