@@ -31,6 +31,7 @@
 //! ```
 
 mod guard;
+mod sentinel;
 
 use std::fmt;
 use std::time::Duration;

@@ -15,6 +15,7 @@ use crate::backend::redis::connections::Connections;
 use crate::backend::redis::place::Fixed;
 use crate::backend::redis::reach::Reach;
 use crate::backend::redis::{Role, Server};
+use crate::backend::sentinel::{Deployment, Sentinels};
 use crate::backend::{Backend, Signals};
 use crate::clock::Clock;
 use crate::driver::{Driver, Settings, Share, ThreadRuntime};
@@ -247,6 +248,23 @@ impl Builder {
         cluster(self.check()?, &certificates, urls)
     }
 
+    pub(crate) fn on_master(
+        self,
+        urls: impl IntoIterator<Item = impl AsRef<str>>,
+        master: &str,
+    ) -> Result<Arc<Share>, Error> {
+        let urls: Vec<_> = urls.into_iter().collect();
+        let certificates = self.certificates.clone();
+        let has_tls = |url: &str| url.starts_with("rediss:");
+        let any_has = has_tls(master) || urls.iter().any(|url| has_tls(url.as_ref()));
+        // They are for those that have TLS. If none has, that is a mistake, and is told.
+        let parse = |url: &str| match any_has && !has_tls(url) {
+            true => client(url, &Certificates::default()),
+            false => client(url, &certificates),
+        };
+        master_of(self.check()?, Deployment::new(urls, master, parse)?)
+    }
+
     pub(crate) fn in_this_process(self) -> Result<Arc<Share>, Error> {
         memory(self.check()?)
     }
@@ -323,6 +341,19 @@ fn cluster(
     let reach = Reach::Cluster(cluster);
     let server = Server::new(reach, clock.clone(), Role::Alone, &settings.prefix);
     start(Arc::new(server), runtime, keys, clock, settings)
+}
+
+/// The server that sentinels name as the master.
+fn master_of(settings: Settings, deployment: Deployment) -> Result<Arc<Share>, Error> {
+    let clock = Clock::system();
+    let runtime = ThreadRuntime::new().map_err(no_thread)?;
+    let keys = Arc::new(Keys::new(clock.clone()));
+    let (signals, limit) = (Arc::clone(&keys) as _, settings.command_timeout);
+    let (sentinels, connections) = Sentinels::new(deployment, signals, limit).map_err(bad_url)?;
+    runtime.handle().spawn(sentinels.keep_up());
+    let reach = Reach::One(connections);
+    let node = Server::new(reach, clock.clone(), Role::Alone, &settings.prefix);
+    start(Arc::new(node), runtime, keys, clock, settings)
 }
 
 fn quorum(

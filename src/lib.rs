@@ -93,8 +93,8 @@
 //! * Exclusion after `is_lost()` was read. A process can be paused between the question and the
 //!   write that follows, for longer than the lease lasts: use the fencing token.
 //! * Exclusion across what makes Redis forget or misjudge the key: a failover that lost it (a
-//!   replica may lack an acknowledged write), a restart without its data, a step of the server's
-//!   clock, eviction (set `maxmemory-policy noeviction`), `FLUSHALL`.
+//!   replica may lack an acknowledged write; see [`Locker::sentinel`]), a restart without its data,
+//!   a step of the server's clock, eviction (set `maxmemory-policy noeviction`), `FLUSHALL`.
 //! * Anything from a replica that takes writes (`replica-read-only no`): it is taken for a master.
 //! * An end to a holder that hangs. It is renewed for as long as its process lives, and so is a
 //!   guard that was leaked, unless [`Lock::max_hold`] is set.
@@ -186,6 +186,12 @@
 //! +zadd +zrem +zrange +zpopmin +hset +hget +hdel
 //! +client|tracking +client|caching +subscribe +publish +ping
 //! ```
+//!
+//! Behind sentinels also `+role`, or else `+info`, on the servers; on the sentinels
+//! `+sentinel|get-master-addr-by-name +sentinel|master +subscribe +ping` and the channels
+//! `&+switch-master &+promoted-slave`. Without `sentinel|master` the sentinels' epochs cannot be
+//! compared, and most of them win; without the second channel a failover is heard of some 100 ms
+//! later.
 //!
 //! On the servers of a quorum also `~{invoice:42}:fence-owner`, and `+select` where the URL names a
 //! database. The last line makes waiting and the notice of a theft prompt, and can be missing. Any

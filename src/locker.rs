@@ -1,6 +1,7 @@
 //! Where locks come from: one locker a process and Redis.
 
 mod cluster;
+mod sentinel;
 
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};

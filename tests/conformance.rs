@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use redlease::{Error, Locker, LostReason, Released};
 #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
-use testkit::{Authority, Launch, Tls};
-use testkit::{Cluster, ClusterOptions, DEADLINE, Server, Servers, eventually, unique_key};
+use testkit::{Authority, Launch, SentinelOptions, Tls};
+use testkit::{
+    Cluster, ClusterOptions, DEADLINE, MASTER, Sentinels, Server, Servers, eventually, unique_key,
+};
 use tokio::time::timeout;
 
 /// Lockers that know nothing of each other but share a store, where the store can be shared.
@@ -96,6 +98,35 @@ async fn cluster_tls() -> Option<Backend> {
     Backend::of((cluster, authority), locker).await
 }
 
+async fn sentinel() -> Option<Backend> {
+    let set = Sentinels::start();
+    let urls = set.urls();
+    let locker = async || Locker::sentinel(&urls, MASTER).await;
+    Backend::of(set, locker).await
+}
+
+async fn sentinel_resp2() -> Option<Backend> {
+    let set = Sentinels::start();
+    let urls = set.urls();
+    let master = format!("redis://{MASTER}?protocol=resp2");
+    let locker = async || Locker::sentinel(&urls, &master).await;
+    Backend::of(set, locker).await
+}
+
+#[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+async fn sentinel_tls() -> Option<Backend> {
+    let authority = Authority::new();
+    let launch = Launch::with_tls(Tls::new(&authority, authority.server()))?;
+    let set = Sentinels::with(&SentinelOptions {
+        launch,
+        ..SentinelOptions::default()
+    });
+    let urls: Vec<_> = set.sentinels.iter().map(Server::tls_url).collect();
+    let (master, root) = (format!("rediss://{MASTER}"), authority.root());
+    let locker = async || trusting(&root).sentinel(&urls, &master).await;
+    Backend::of((set, authority), locker).await
+}
+
 async fn memory() -> Option<Backend> {
     let locker = Locker::in_memory();
     Backend::of((), async || Ok(locker.clone())).await
@@ -141,6 +172,10 @@ suite! {
         tls
         memory
         quorum
+        sentinel
+        sentinel_resp2
+        #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]
+        sentinel_tls
         cluster
         cluster_resp2
         #[cfg(any(feature = "tls", feature = "tls-aws-lc-rs"))]

@@ -19,6 +19,7 @@ const LAYERS: [&str; 27] = [
     "released.rs",
     "backend/quorum/",
     "backend/cluster/",
+    "backend/sentinel/",
     "backend/redis/",
     "backend/faulty.rs",
     "backend/memory.rs",

@@ -9,6 +9,7 @@ pub(crate) mod faulty;
 pub(crate) mod memory;
 pub(crate) mod quorum;
 pub(crate) mod redis;
+pub(crate) mod sentinel;
 
 use std::fmt;
 use std::future::{Future, ready};

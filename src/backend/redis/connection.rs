@@ -117,6 +117,10 @@ impl Connection {
                 Ok(value)
             }
             Some(Err(error)) => Err(self.note(error)),
+            None if requests.is_given_up() => Err(Failure::Fault(no_answer(
+                &self.server,
+                "it is not the master any more",
+            ))),
             None => {
                 self.health.note_timeout(seen);
                 Err(Failure::Fault(no_answer(&self.server, "no answer in time")))

@@ -14,6 +14,10 @@
 //! * **C3** Openings that follow each other closely are spaced out, whatever ends the connections:
 //!   see [`Pace`]. The first after a time of calm is never delayed.
 //! * **C4** What belongs to a runtime ends with it, whether or not a connection was opened.
+//! * **C5** Once another server is known to have the place of the one that the connections led to,
+//!   the old one gets no request any more, but for the clean-up of what may yet run there (P10), and
+//!   those that are under way are not waited for: a server that was deposed may hang, and may go on
+//!   as if nothing had happened.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -26,7 +30,7 @@ use redis::{Client, RedisError};
 use tokio::runtime::{self, Handle};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Signals;
 use crate::backend::redis::connection::{Connection, no_answer};
@@ -44,6 +48,8 @@ const PROVISIONAL: Duration = Duration::from_secs(60);
 pub(crate) struct Connections {
     opener: Arc<Opener>,
     slots: Arc<Slots>,
+    /// Another server has the place of the one that the connections led to.
+    moves: watch::Sender<()>,
 }
 
 type Slots = Mutex<HashMap<runtime::Id, Arc<Slot>, BuildHasherDefault<IdHasher>>>;
@@ -79,6 +85,7 @@ impl Connections {
         Ok(Self {
             opener: Arc::new(Opener::new(client, place, signals, limit)?),
             slots: Arc::default(),
+            moves: watch::Sender::default(),
         })
     }
 
@@ -86,8 +93,35 @@ impl Connections {
         self.opener.server()
     }
 
+    /// The name of the server that the connections lead to now.
+    pub(crate) fn present(&self) -> Arc<str> {
+        self.opener.present()
+    }
+
     pub(crate) fn signals(&self) -> &Arc<dyn Signals> {
         self.opener.signals()
+    }
+
+    /// Whether another server can take the place of the one that the connections lead to.
+    pub(super) fn may_move(&self) -> bool {
+        self.opener.place.is_of_a_master()
+    }
+
+    pub(super) fn moves(&self) -> watch::Receiver<()> {
+        self.moves.subscribe()
+    }
+
+    /// Another server has the place from now on: leaves the one before, whatever state it is in
+    /// (C5).
+    pub(crate) fn move_on(&self) {
+        let slots: Vec<_> = self.slots.lock().values().map(Arc::clone).collect();
+        for slot in slots {
+            let left = slot.leave_others(&self.opener);
+            drop(left);
+        }
+        self.moves.send_replace(());
+        // All leases are at this place, and the server that has it now may not know them.
+        self.signals().pushes_missed(None);
     }
 
     /// The present runtime's connection, if there is one that nothing is to be done about.
@@ -118,7 +152,9 @@ impl Connections {
         rests: bool,
     ) -> Result<Arc<Connection>, Fault> {
         let slot = self.slot();
+        let mut moves = self.moves();
         loop {
+            moves.borrow_and_update();
             let mut opening = match slot.find(&self.opener, within) {
                 Found::Connection(connection) => return Ok(connection),
                 Found::Opening(opening) => opening,
@@ -126,7 +162,7 @@ impl Connections {
                     if !rests || fault.permanent || over >= until {
                         return Err(fault);
                     }
-                    sleep_until(over).await;
+                    let _ = timeout_at(over, moves.changed()).await;
                     continue;
                 }
             };
@@ -275,6 +311,16 @@ impl Slot {
         self.state.lock().usable()
     }
 
+    /// Takes a connection to a server out that does not have the place any more. The next opening
+    /// comes at once.
+    fn leave_others(&self, opener: &Opener) -> Option<Arc<Connection>> {
+        let mut state = self.state.lock();
+        state.pace = Pace::default();
+        let left = state.current.take_if(|own| !opener.leads_here(own))?;
+        left.health.note_left();
+        Some(left)
+    }
+
     /// The connection, if there is one that nothing is to be done about.
     fn ready(&self) -> Option<Arc<Connection>> {
         self.usable().filter(|usable| !usable.is_provisional)
@@ -314,11 +360,18 @@ impl Slot {
         let (sender, outcome) = watch::channel(None);
         let (slot, opener) = (Arc::clone(self), Arc::clone(opener));
         let task = tokio::spawn(async move {
-            let outcome = opener.open().await.map(Arc::new);
-            if let Ok(connection) = &outcome {
-                connection.health.note_used();
-                slot.state.lock().current = Some(Arc::clone(connection));
-            }
+            let outcome = loop {
+                let outcome = opener.open().await.map(Arc::new);
+                if let Ok(connection) = &outcome {
+                    let mut state = slot.state.lock();
+                    if !opener.leads_here(connection) {
+                        continue;
+                    }
+                    connection.health.note_used();
+                    state.current = Some(Arc::clone(connection));
+                }
+                break outcome;
+            };
             let _ = sender.send(Some(outcome));
         });
         let opening = Opening {

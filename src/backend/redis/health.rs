@@ -51,6 +51,12 @@ impl Health {
         self.broken.store(true, Ordering::Release);
     }
 
+    /// Its server has lost its place: what it answers is of no interest any more (C5).
+    pub(crate) fn note_left(&self) {
+        self.note_broken();
+        self.requests.give_up();
+    }
+
     pub(crate) fn is_out_of_step(&self) -> bool {
         self.out_of_step.load(Ordering::Acquire)
     }

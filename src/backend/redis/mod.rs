@@ -19,6 +19,7 @@ mod requests;
 pub(crate) mod rights;
 mod scheme;
 pub(crate) mod script;
+mod server_role;
 pub(crate) mod unsettled;
 
 use std::fmt;
@@ -206,7 +207,7 @@ impl Server {
 
 impl Backend for Server {
     fn server(&self) -> Arc<str> {
-        Arc::clone(self.reach.name())
+        self.reach.present()
     }
 
     fn connect<'a>(&'a self, driver: &'a Handle, within: Duration) -> Answer<'a, ()> {
@@ -339,7 +340,9 @@ impl Backend for Server {
 
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Server").field(self.reach.name()).finish()
+        f.debug_tuple("Server")
+            .field(&self.reach.present())
+            .finish()
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ProtocolVersion, RedisConnectionInfo,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ProtocolVersion, RedisConnectionInfo,
     RedisError, Value,
 };
 use tokio::runtime::Handle;
@@ -31,10 +31,11 @@ use crate::backend::redis::connection::{Connection, Failure, no_answer};
 use crate::backend::redis::echo::{Echoes, Evidence};
 use crate::backend::redis::error_class::{ErrorClass, Refusal, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
-use crate::backend::redis::place::Place;
+use crate::backend::redis::place::{Place, text_of};
 use crate::backend::redis::push::{NoPushes, Watcher};
 use crate::backend::redis::requests::Sender;
 use crate::backend::redis::scheme::Scheme;
+use crate::backend::redis::server_role;
 use crate::error::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
@@ -52,7 +53,7 @@ static OPENED: AtomicU64 = AtomicU64::new(0);
 /// Opens connections to one server.
 pub(super) struct Opener {
     client: Client,
-    place: Box<dyn Place>,
+    pub(super) place: Box<dyn Place>,
     server: Arc<str>,
     signals: Arc<dyn Signals>,
     /// How long an opening may take.
@@ -65,6 +66,12 @@ pub(super) struct Opener {
     /// Whether the server tells of our own writes.
     evidence: Arc<Evidence>,
     scheme: Scheme,
+}
+
+/// Where one connection leads.
+struct Target {
+    server: Arc<str>,
+    info: ConnectionInfo,
 }
 
 impl Opener {
@@ -82,7 +89,10 @@ impl Opener {
             .set_keepalive(redis::io::tcp::socket2::TcpKeepalive::new().with_time(KEEP_ALIVE));
         let info = info.clone().set_tcp_settings(settings);
         Ok(Self {
-            server: address(info.addr()).into(),
+            server: {
+                let present = place.present();
+                present.unwrap_or_else(|| text_of(info.addr()).into())
+            },
             client: Client::open(info)?,
             place,
             signals,
@@ -103,30 +113,74 @@ impl Opener {
         &self.server
     }
 
-    /// Opens a connection that is driven by the present runtime.
-    pub(super) async fn open(&self) -> Result<Connection, Fault> {
-        let until = Instant::now() + self.limit;
-        let address = self.client.get_connection_info().addr();
-        let opening = self.open_until(until);
-        self.scheme
-            .check(&self.server, address, until, opening)
-            .await
+    /// The name of the server that has the place now.
+    pub(super) fn present(&self) -> Arc<str> {
+        let present = self.place.present();
+        present.unwrap_or_else(|| Arc::clone(&self.server))
     }
 
-    async fn open_until(&self, until: Instant) -> Result<Connection, Fault> {
+    /// Whether a connection is to the server that has the place now.
+    pub(super) fn leads_here(&self, connection: &Connection) -> bool {
+        let present = self.place.present();
+        present.is_none_or(|present| present == *connection.server())
+    }
+
+    /// Opens a connection that is driven by the present runtime. An opening to a server that loses
+    /// the place is begun anew.
+    pub(super) async fn open(&self) -> Result<Connection, Fault> {
+        loop {
+            let moved = self.place.moved();
+            tokio::select! {
+                biased;
+                opened = self.open_here() => return opened,
+                () = moved => {}
+            }
+        }
+    }
+
+    async fn open_here(&self) -> Result<Connection, Fault> {
+        let until = Instant::now() + self.limit;
+        let target = self.target(until).await?;
+        let opening = async {
+            let connection = self.open_by_protocol(&target, until).await?;
+            if self.place.is_of_a_master() {
+                server_role::check(&connection, until).await?;
+            }
+            Ok(connection)
+        };
+        let (server, address) = (&target.server, target.info.addr());
+        self.scheme.check(server, address, until, opening).await
+    }
+
+    /// Where a connection is to lead now.
+    async fn target(&self, until: Instant) -> Result<Target, Fault> {
+        let info = self.client.get_connection_info().clone();
+        Ok(match self.place.address(until).await? {
+            Some(found) => Target {
+                server: self.place.name_of(&found),
+                info: info.set_addr(found),
+            },
+            None => Target {
+                server: Arc::clone(&self.server),
+                info,
+            },
+        })
+    }
+
+    async fn open_by_protocol(&self, target: &Target, until: Instant) -> Result<Connection, Fault> {
         if self.settings().protocol() == ProtocolVersion::RESP2 {
-            let connection = self.open_resp2(until).await?;
+            let connection = self.open_resp2(target, until).await?;
             self.no_pushes.tell(&self.server, "RESP2 was asked for");
             return Ok(connection);
         }
         let mut refusal = None;
         if self.may_speak_resp3() {
-            match self.open_resp3(until).await? {
+            match self.open_resp3(target, until).await? {
                 Ok(connection) => return Ok(connection),
                 Err(refused) => refusal = Some(refused),
             }
         }
-        let mut connection = self.open_resp2(until).await?;
+        let mut connection = self.open_resp2(target, until).await?;
         match refusal {
             Some(Refusal::Known) => {
                 *self.resp2_until.lock() = Some(Instant::now() + REMEMBERED);
@@ -144,10 +198,14 @@ impl Opener {
         until.is_none_or(|until| until <= Instant::now())
     }
 
-    async fn open_resp3(&self, until: Instant) -> Result<Result<Connection, Refusal>, Fault> {
+    async fn open_resp3(
+        &self,
+        target: &Target,
+        until: Instant,
+    ) -> Result<Result<Connection, Refusal>, Fault> {
         loop {
             let settings = self.settings().clone();
-            let mut connection = match self.connect(settings, until).await? {
+            let mut connection = match self.connect(target, settings, until).await? {
                 Ok(connection) => connection,
                 Err(error) => {
                     let refusal = Refusal::of_resp3(&error);
@@ -173,12 +231,12 @@ impl Opener {
         }
     }
 
-    async fn open_resp2(&self, until: Instant) -> Result<Connection, Fault> {
+    async fn open_resp2(&self, target: &Target, until: Instant) -> Result<Connection, Fault> {
         // redis-rs would not tell what is answered to `AUTH`.
         let settings = RedisConnectionInfo::default()
             .set_protocol(ProtocolVersion::RESP2)
             .set_skip_set_lib_name();
-        let connection = self.connect(settings, until).await?;
+        let connection = self.connect(target, settings, until).await?;
         let connection = connection.map_err(|error| self.fault(error))?;
         let ask = async |command: &mut Cmd| {
             let reply = connection.send(command, until).await;
@@ -208,6 +266,7 @@ impl Opener {
     /// Connects and has redis-rs do its part. The inner error is of use to decide what to try next.
     async fn connect(
         &self,
+        target: &Target,
         settings: RedisConnectionInfo,
         until: Instant,
     ) -> Result<Result<Connection, RedisError>, Fault> {
@@ -225,13 +284,7 @@ impl Opener {
                 number,
             });
         }
-        let mut info = self.client.get_connection_info().clone();
-        let mut server = Arc::clone(&self.server);
-        if let Some(found) = self.place.address(until).await? {
-            server = address(&found).into();
-            info = info.set_addr(found);
-        }
-        let info = info.set_redis_settings(settings);
+        let info = target.info.clone().set_redis_settings(settings);
         let opening = async {
             Client::open(info)?
                 .get_multiplexed_async_connection_with_config(&config)
@@ -242,7 +295,7 @@ impl Opener {
                 sender: Sender::new(stream),
                 health,
                 runtime: Handle::current(),
-                server,
+                server: Arc::clone(&target.server),
                 number,
                 channel: channel(self.place.tag().as_deref()),
                 tracks: false,
@@ -251,7 +304,7 @@ impl Opener {
                 end: OnceLock::new(),
             })),
             Ok(Err(error)) => Ok(Err(error)),
-            Err(_) => Err(no_answer(&self.server, "no connection in time")),
+            Err(_) => Err(no_answer(&target.server, "no connection in time")),
         }
     }
 
@@ -345,7 +398,7 @@ impl Opener {
     fn fault(&self, error: RedisError) -> Fault {
         Fault {
             permanent: ErrorClass::on_opening(&error) == ErrorClass::Permanent,
-            server: Arc::clone(&self.server),
+            server: self.present(),
             cause: Cause::new(error),
         }
     }
@@ -365,15 +418,5 @@ fn channel(tag: Option<&str>) -> String {
     match tag {
         Some(tag) => format!("redlease:{{{tag}}}:{number}"),
         None => format!("redlease:{number}"),
-    }
-}
-
-fn address(address: &ConnectionAddr) -> String {
-    match address {
-        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
-            format!("{host}:{port}")
-        }
-        ConnectionAddr::Unix(path) => path.display().to_string(),
-        other => format!("{other:?}"),
     }
 }

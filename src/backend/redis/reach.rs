@@ -86,6 +86,14 @@ impl Reach {
         }
     }
 
+    /// The name, with that of the server that is in question now where it is not always the same.
+    pub(crate) fn present(&self) -> Arc<str> {
+        match self {
+            Self::One(connections) => connections.present(),
+            Self::Cluster(slots) => Arc::clone(slots.name()),
+        }
+    }
+
     pub(crate) fn signals(&self) -> &Arc<dyn Signals> {
         match self {
             Self::One(connections) => connections.signals(),
@@ -111,6 +119,9 @@ impl Reach {
         match self {
             Self::One(connections) => match way.ready(connections) {
                 Some(ready) => Ok(ready),
+                None if connections.may_move() => {
+                    Box::pin(find_master(connections, way, until)).await
+                }
                 None => Box::pin(way.open(connections, until)).await,
             },
             Self::Cluster(slots) => match slots.of(key).ok().and_then(|known| way.ready(&known)) {
@@ -158,6 +169,27 @@ impl Reach {
         slots.refresh();
         let _ = timeout_at(over, changes.changed()).await;
         true
+    }
+}
+
+/// A connection to the one master, which may be another before one was opened.
+async fn find_master(
+    connections: &Connections,
+    way: Way,
+    until: Instant,
+) -> Result<Arc<Connection>, Fault> {
+    let mut moves = connections.moves();
+    loop {
+        moves.borrow_and_update();
+        let fault = match way.open(connections, until).await {
+            Err(fault) if !fault.permanent => fault,
+            connection => return connection,
+        };
+        let over = Instant::now() + RETRY;
+        if over >= until {
+            return Err(fault);
+        }
+        let _ = timeout_at(over, moves.changed()).await;
     }
 }
 

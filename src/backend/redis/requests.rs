@@ -2,10 +2,10 @@
 //!
 //! # Invariants
 //!
-//! * **R1** A request ends at its limit, or a [`TICK`] later. A timer for each would cost about a
-//!   tenth of what redis-rs does for it. So while requests are under way, one task on the
-//!   connection's runtime wakes them every tick, and each looks at the clock. One that has little
-//!   time, or that comes from another runtime, has a timer of its own.
+//! * **R1** A request ends at its limit, or a [`TICK`] later, or when all are given up. A timer for
+//!   each would cost about a tenth of what redis-rs does for it. So while requests are under way,
+//!   one task on the connection's runtime wakes them every tick, and each looks at the clock. One
+//!   that has little time, or that comes from another runtime, has a timer of its own.
 //! * **R2** The task ticks for as long as a request is under way, and ends when there is none.
 //! * **R4** A busy connection gets the requests of all tasks that are ready together, and writes
 //!   them together. Sent one by one, each would be written alone: tokio runs redis-rs' task right
@@ -44,13 +44,16 @@ const BUSY: usize = 3;
 const SPARES: usize = 256;
 
 /// The requests that are under way on one connection.
+#[derive(Default)]
 pub(crate) struct Requests {
-    base: Instant,
+    base: Base,
     under_way: AtomicUsize,
     is_ticking: AtomicBool,
     /// When the last tick was, in nanoseconds since `base`.
     ticked: AtomicU64,
     tick: Notify,
+    /// The replies are of no interest any more.
+    is_given_up: AtomicBool,
     /// Since the last tick.
     was_answered: AtomicBool,
     last_answer: Mutex<Option<Instant>>,
@@ -61,6 +64,9 @@ pub(crate) struct Requests {
     order: Mutex<()>,
     stage: Notify,
 }
+
+/// The moment that others are counted from.
+struct Base(Instant);
 
 /// What is sent as one.
 pub(super) enum Message {
@@ -188,16 +194,16 @@ impl Sender {
             } else if let Poll::Ready(reply) = call.slot.poll(context, requests) {
                 return Poll::Ready(Some(reply));
             }
-            if let Some(timer) = &mut timer {
-                return timer.as_mut().poll(context).map(|()| None);
-            }
             while tick.as_mut().poll(context).is_ready() {
-                if Instant::now() >= until {
+                if Instant::now() >= until || requests.is_given_up() {
                     return Poll::Ready(None);
                 }
                 tick.set(requests.tick.notified());
             }
-            Poll::Pending
+            match &mut timer {
+                Some(timer) => timer.as_mut().poll(context).map(|()| None),
+                None => Poll::Pending,
+            }
         })
         .await?;
         call.is_answered = true;
@@ -260,27 +266,15 @@ impl Drop for Call {
     }
 }
 
-impl Default for Requests {
+impl Default for Base {
     fn default() -> Self {
-        Self {
-            base: Instant::now(),
-            under_way: AtomicUsize::new(0),
-            is_ticking: AtomicBool::new(false),
-            ticked: AtomicU64::new(0),
-            tick: Notify::new(),
-            was_answered: AtomicBool::new(false),
-            last_answer: Mutex::default(),
-            staged: Mutex::default(),
-            staged_count: AtomicUsize::new(0),
-            order: Mutex::default(),
-            stage: Notify::new(),
-        }
+        Self(Instant::now())
     }
 }
 
 impl Requests {
     fn nanos(&self, instant: Instant) -> u64 {
-        let nanos = instant.saturating_duration_since(self.base).as_nanos();
+        let nanos = instant.saturating_duration_since(self.base.0).as_nanos();
         u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 
@@ -290,6 +284,16 @@ impl Requests {
         if self.was_answered.swap(false, Ordering::Relaxed) {
             *self.last_answer.lock() = Some(now);
         }
+    }
+
+    /// Ends all requests that are under way, without replies.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Release);
+        self.tick.notify_waiters();
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
     }
 
     pub(super) fn note_answer(&self) {
