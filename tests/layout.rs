@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, the highest first: folders, and files beside them that are a layer of their own. A
 /// file belongs to the first that its name begins with.
-const LAYERS: [&str; 27] = [
+const LAYERS: [&str; 28] = [
     "lib.rs",
     "blocking",
     "locker",

@@ -4,16 +4,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use redlease::{Error, LockGuard, Locker, LostReason, Released};
+use redlease::{Builder, Error, LockGuard, Locker, LostReason, Released};
 use testkit::{DEADLINE, Launch, MASTER, Sentinels, Server, eventually, unique_key};
 use tokio::time::{sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than any failover takes.
-const TTL: Duration = Duration::from_secs(20);
+const TTL: Duration = Duration::from_secs(60);
+/// Much longer than a switch takes.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
+/// Puts up with a busy machine.
+fn builder() -> Builder {
+    let builder = Locker::builder().command_timeout(4 * SECOND);
+    builder.outage_limit(2 * DEADLINE)
+}
 
 async fn locker_of(set: &Sentinels) -> Locker {
-    let locker = Locker::sentinel(set.urls(), MASTER).await;
+    let locker = builder().sentinel(set.urls(), MASTER).await;
     locker.expect("a locker")
 }
 
@@ -35,11 +43,11 @@ async fn a_hung_first_sentinel_delays_nothing() {
     let mut set = Sentinels::start();
     set.sentinels[0].freeze();
     // Whoever waits for the sentinel waits for this.
-    let builder = Locker::builder().command_timeout(10 * SECOND);
+    let builder = builder().command_timeout(3 * AT_ONCE);
     let began = Instant::now();
     let locker = builder.sentinel(set.urls(), MASTER).await.unwrap();
     let connected = began.elapsed();
-    assert!(connected < 5 * SECOND, "{connected:?}");
+    assert!(connected < AT_ONCE, "{connected:?}");
     drop(lock(&locker, &unique_key()).await);
 
     let lost = lock(&locker, &unique_key()).await;
@@ -57,7 +65,7 @@ async fn a_hung_first_sentinel_delays_nothing() {
         after(told),
         after(acquired)
     );
-    assert!(after(told) < SECOND && after(acquired) < SECOND);
+    assert!(after(told) < AT_ONCE && after(acquired) < AT_ONCE);
 }
 
 /// A sentinel that others of the same master do not talk into another opinion.
@@ -77,7 +85,7 @@ async fn of_sentinels_that_disagree_the_highest_epoch_counts() {
         let mut sentinels: Vec<_> = [&old, &old].map(|server| sentinel_of(server, 5)).into();
         sentinels.insert(place, sentinel_of(&new, 6));
         let urls: Vec<_> = sentinels.iter().map(Server::url).collect();
-        let locker = Locker::sentinel(urls, MASTER).await.unwrap();
+        let locker = builder().sentinel(urls, MASTER).await.unwrap();
         let guard = lock(&locker, &unique_key()).await;
         assert!(new.exists(guard.key()) && !old.exists(guard.key()));
     }
@@ -263,10 +271,12 @@ async fn failovers(count: usize) {
         }
         let acquired = async {
             loop {
-                drop(lock(&lockers[0], &unique_key()).await);
+                let guard = lock(&lockers[0], &unique_key()).await;
                 let at = Instant::now();
                 // Before, the old master may grant locks.
-                if !leads_to(&lockers[0], &set.servers[old]) {
+                let mut others = set.servers.iter().enumerate().filter(|(n, _)| *n != old);
+                let is_on = |server| leads_to(&lockers[0], server) && server.exists(guard.key());
+                if others.any(|(_, server)| is_on(server)) {
                     return at;
                 }
             }
@@ -311,8 +321,8 @@ async fn failovers(count: usize) {
         median(acquired_after.clone()),
         acquired_after.iter().max().unwrap()
     );
-    assert!(median(told_after) < SECOND / 2);
-    assert!(median(acquired_after) < SECOND / 2);
+    assert!(median(told_after) < AT_ONCE);
+    assert!(median(acquired_after) < AT_ONCE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
