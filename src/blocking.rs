@@ -37,6 +37,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::guard::LockGuard;
+use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::holder::Holder;
 use crate::{builder, lock, locker};
@@ -181,6 +182,17 @@ impl Builder {
         key_pem: impl Into<Vec<u8>>,
     ) -> Self {
         Self(self.0.client_certificate(certificate_pem, key_pem))
+    }
+
+    /// Sets who is asked for the credentials of a connection, each time that one is opened; see
+    /// [`Builder::credentials`](crate::Builder::credentials). The provider may block.
+    pub fn credentials<F, R, E>(self, provider: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        Self(self.0.credentials(provider))
     }
 
     /// Sets the TTL of each lock that does not set its own; see

@@ -1,35 +1,20 @@
-//! How a locker is set up, and what it is made of then.
+//! How a locker is set up.
 
-use std::io;
-use std::sync::Arc;
+mod engine;
+
+use std::future::Future;
 use std::time::Duration;
 
-use redis::{
-    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError,
-};
-
-use crate::backend::cluster::Cluster;
-use crate::backend::memory::Memory;
-use crate::backend::quorum::{Hints, Member, Quorum};
-use crate::backend::redis::connections::Connections;
-use crate::backend::redis::place::Fixed;
-use crate::backend::redis::reach::Reach;
-use crate::backend::redis::{Role, Server};
-use crate::backend::sentinel::{Deployment, Sentinels};
-use crate::backend::{Backend, Signals};
-use crate::clock::Clock;
-use crate::driver::{Driver, Settings, Share, ThreadRuntime};
-use crate::error::{Cause, Error};
-use crate::events::emit;
+use crate::credentials::{Credentials, CredentialsProvider};
+use crate::driver::Settings;
+use crate::error::Error;
 use crate::holder::Owner;
-use crate::keys::Keys;
 use crate::options::Options;
-use crate::tls::{self, Certificates};
+use crate::tls::Certificates;
 
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
-const FEWEST_SERVERS: usize = 3;
 
 /// Builds a [`Locker`](crate::Locker).
 ///
@@ -43,6 +28,7 @@ const FEWEST_SERVERS: usize = 3;
 /// | [`flush_timeout`](Self::flush_timeout) | 1 s | how long the drop of the last handle waits for releases |
 /// | `root_certificates` | the system's | by which authorities servers are trusted, with [TLS](crate#tls) |
 /// | `client_certificate` | none | what a server knows us by, with TLS |
+/// | [`credentials`](Self::credentials) | none | who is asked for them; else they stand in the URL |
 ///
 /// The other settings are the options of [`Lock`](crate::Lock#options), by the same names and with
 /// the same defaults. What is set here holds for each lock of the locker that does not set it
@@ -69,6 +55,7 @@ pub struct Builder {
     prefix: String,
     command_timeout: Duration,
     flush_timeout: Duration,
+    credentials: Option<CredentialsProvider>,
     options: Options,
     certificates: Certificates,
 }
@@ -80,6 +67,7 @@ impl Default for Builder {
             prefix: String::new(),
             command_timeout: COMMAND_TIMEOUT,
             flush_timeout: FLUSH_TIMEOUT,
+            credentials: None,
             options: Options::default(),
             certificates: Certificates::default(),
         }
@@ -116,6 +104,50 @@ impl Builder {
     /// Zero switches the wait off. At most 24 hours; defaults to 1 second.
     pub fn flush_timeout(mut self, timeout: Duration) -> Self {
         self.flush_timeout = timeout;
+        self
+    }
+
+    /// Sets who is asked for the credentials of a connection, each time that one is opened, in
+    /// place of what the URL or the client says: for passwords that change and for tokens that
+    /// expire, such as those of IAM.
+    ///
+    /// The provider has as long as a connection may take to open, the
+    /// [`command_timeout`](Self::command_timeout). One that fails, panics or takes longer counts
+    /// as an outage: it is asked again after a short rest, leases are renewed over the connections
+    /// that are there, and acquires fail with [`Error::Unavailable`] when it lasts; its error is the
+    /// source. A user or password that the server does not take is [`Error::Refused`]. A token that
+    /// takes long to get is best kept at hand by the provider.
+    ///
+    /// It is polled on a thread of its own, so it may block, within the runtime of the connection:
+    /// the caller's or the locker's own, which has I/O and time enabled. A connection that is open
+    /// is not authenticated anew: where a server ends it when its token expires, the next is opened
+    /// with a new token, and no lease is lost by that.
+    ///
+    /// None by default: the URL or the client has the credentials.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use redlease::{Credentials, Locker};
+    ///
+    /// # async fn new_token() -> Result<String, std::io::Error> { Ok(String::new()) }
+    /// # async fn example() -> Result<(), redlease::Error> {
+    /// let locker = Locker::builder()
+    ///     .credentials(|| async {
+    ///         let token = new_token().await?;
+    ///         Ok::<_, std::io::Error>(Credentials::new(token).user("billing"))
+    ///     })
+    ///     .connect("redis://127.0.0.1/")
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    pub fn credentials<F, R, E>(mut self, provider: F) -> Self
+    where
+        F: Fn() -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Credentials, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.credentials = Some(CredentialsProvider::new(provider));
         self
     }
 
@@ -220,55 +252,6 @@ impl Builder {
         self
     }
 
-    /// Keeps the locks on the server of a URL. No I/O, nor in the others.
-    pub(crate) fn on_server(self, url: &str) -> Result<Arc<Share>, Error> {
-        let certificates = self.certificates.clone();
-        one_server(self.check()?, &client(url, &certificates)?)
-    }
-
-    pub(crate) fn on_client(self, client: &Client) -> Result<Arc<Share>, Error> {
-        let info = client.get_connection_info().clone();
-        let info = self.certificates.apply(info)?;
-        one_server(self.check()?, &with_resp3(info)?)
-    }
-
-    pub(crate) fn on_quorum(
-        self,
-        urls: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Result<Arc<Share>, Error> {
-        let certificates = self.certificates.clone();
-        quorum(self.check()?, &certificates, urls)
-    }
-
-    pub(crate) fn on_cluster(
-        self,
-        urls: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Result<Arc<Share>, Error> {
-        let certificates = self.certificates.clone();
-        cluster(self.check()?, &certificates, urls)
-    }
-
-    pub(crate) fn on_master(
-        self,
-        urls: impl IntoIterator<Item = impl AsRef<str>>,
-        master: &str,
-    ) -> Result<Arc<Share>, Error> {
-        let urls: Vec<_> = urls.into_iter().collect();
-        let certificates = self.certificates.clone();
-        let has_tls = |url: &str| url.starts_with("rediss:");
-        let any_has = has_tls(master) || urls.iter().any(|url| has_tls(url.as_ref()));
-        // They are for those that have TLS. If none has, that is a mistake, and is told.
-        let parse = |url: &str| match any_has && !has_tls(url) {
-            true => client(url, &Certificates::default()),
-            false => client(url, &certificates),
-        };
-        master_of(self.check()?, Deployment::new(urls, master, parse)?)
-    }
-
-    pub(crate) fn in_this_process(self) -> Result<Arc<Share>, Error> {
-        memory(self.check()?)
-    }
-
     fn check(self) -> Result<Settings, Error> {
         let refuse = |problem: &str| Err(Error::invalid(None, problem));
         if self.command_timeout < Duration::from_millis(1) {
@@ -289,190 +272,8 @@ impl Builder {
             prefix: self.prefix,
             command_timeout: self.command_timeout,
             flush_timeout: self.flush_timeout,
+            credentials: self.credentials,
             options: self.options,
         })
-    }
-}
-
-fn memory(settings: Settings) -> Result<Arc<Share>, Error> {
-    let clock = Clock::system();
-    let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone()));
-    let backend = Memory::new(clock.clone(), Arc::clone(&keys) as _);
-    start(Arc::new(backend), runtime, keys, clock, settings)
-}
-
-fn one_server(settings: Settings, client: &Client) -> Result<Arc<Share>, Error> {
-    let clock = Clock::system();
-    let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone()));
-    let signals = Arc::clone(&keys) as _;
-    let node = node(client, &clock, signals, Role::Alone, &settings)?;
-    start(Arc::new(node), runtime, keys, clock, settings)
-}
-
-fn cluster(
-    settings: Settings,
-    certificates: &Certificates,
-    urls: impl IntoIterator<Item = impl AsRef<str>>,
-) -> Result<Arc<Share>, Error> {
-    let refuse = |problem: &str| Err(Error::invalid(None, problem));
-    let mut seeds = Vec::new();
-    for url in urls {
-        let client = client(url.as_ref(), certificates)?;
-        let info = client.get_connection_info();
-        if matches!(info.addr(), ConnectionAddr::Unix(_)) {
-            return refuse("a cluster is not reached over a unix socket");
-        }
-        if info.redis_settings().db() != 0 {
-            return refuse("a cluster has no databases: leave the number out of the url");
-        }
-        seeds.push(client);
-    }
-    if seeds.is_empty() {
-        return refuse("a cluster needs the url of at least one of its servers");
-    }
-    let clock = Clock::system();
-    let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone()));
-    let signals = Arc::clone(&keys) as _;
-    let cluster = Cluster::new(seeds, signals, settings.command_timeout).map_err(bad_url)?;
-    runtime.handle().spawn(Arc::clone(&cluster).keep_up());
-    let reach = Reach::Cluster(cluster);
-    let server = Server::new(reach, clock.clone(), Role::Alone, &settings.prefix);
-    start(Arc::new(server), runtime, keys, clock, settings)
-}
-
-/// The server that sentinels name as the master.
-fn master_of(settings: Settings, deployment: Deployment) -> Result<Arc<Share>, Error> {
-    let clock = Clock::system();
-    let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone()));
-    let (signals, limit) = (Arc::clone(&keys) as _, settings.command_timeout);
-    let (sentinels, connections) = Sentinels::new(deployment, signals, limit).map_err(bad_url)?;
-    runtime.handle().spawn(sentinels.keep_up());
-    let reach = Reach::One(connections);
-    let node = Server::new(reach, clock.clone(), Role::Alone, &settings.prefix);
-    start(Arc::new(node), runtime, keys, clock, settings)
-}
-
-fn quorum(
-    settings: Settings,
-    certificates: &Certificates,
-    urls: impl IntoIterator<Item = impl AsRef<str>>,
-) -> Result<Arc<Share>, Error> {
-    let clock = Clock::system();
-    let runtime = ThreadRuntime::new().map_err(no_thread)?;
-    let keys = Arc::new(Keys::new(clock.clone()));
-    let hints = Hints::new(Arc::clone(&keys) as _);
-    let mut members: Vec<Arc<dyn Member>> = Vec::new();
-    for url in urls {
-        let client = client(url.as_ref(), certificates)?;
-        let signals = Arc::clone(&hints) as _;
-        let node = node(&client, &clock, signals, Role::Member, &settings)?;
-        let server = node.server();
-        if members.iter().any(|member| member.server() == server) {
-            let problem = format!("the server {server} is twice in the quorum");
-            return Err(Error::invalid(None, problem));
-        }
-        members.push(Arc::new(node));
-    }
-    if members.len() < FEWEST_SERVERS {
-        let problem = format!(
-            "a quorum needs at least {FEWEST_SERVERS} servers, not {}",
-            members.len()
-        );
-        return Err(Error::invalid(None, problem));
-    }
-    if members.len().is_multiple_of(2) {
-        let servers = members.len();
-        emit(move || {
-            tracing::warn!(
-                servers,
-                "a quorum of an even number of servers puts up with no more failures than one \
-                 server less"
-            );
-        });
-    }
-    start(
-        Arc::new(Quorum::new(members, &hints)),
-        runtime,
-        keys,
-        clock,
-        settings,
-    )
-}
-
-fn node(
-    client: &Client,
-    clock: &Clock,
-    signals: Arc<dyn Signals>,
-    role: Role,
-    settings: &Settings,
-) -> Result<Server, Error> {
-    let limit = settings.command_timeout;
-    let connections = Connections::new(client, Box::new(Fixed), signals, limit).map_err(bad_url)?;
-    let reach = Reach::One(Arc::new(connections));
-    Ok(Server::new(reach, clock.clone(), role, &settings.prefix))
-}
-
-/// Parses a URL, and refuses what the connection would only fail on later. The client asks for
-/// RESP3 unless the URL asks for RESP2: that redis-rs takes both for the same.
-fn client(url: &str, certificates: &Certificates) -> Result<Client, Error> {
-    tls::check_url(url)?;
-    let info = url.into_connection_info().map_err(bad_url)?;
-    if !matches!(info.addr(), ConnectionAddr::Tcp(..)) && !info.addr().is_supported() {
-        return Err(Error::invalid(
-            None,
-            "this kind of redis url is not supported here",
-        ));
-    }
-    let info = certificates.apply(info)?;
-    if asks_for_resp2(url) {
-        Client::open(info).map_err(bad_url)
-    } else {
-        with_resp3(info)
-    }
-}
-
-/// A client that asks for RESP3.
-fn with_resp3(info: ConnectionInfo) -> Result<Client, Error> {
-    let settings = info.redis_settings().clone();
-    let settings = settings.set_protocol(ProtocolVersion::RESP3);
-    Client::open(info.set_redis_settings(settings)).map_err(bad_url)
-}
-
-fn asks_for_resp2(url: &str) -> bool {
-    let url = redis::parse_redis_url(url);
-    let protocol = url.iter().flat_map(|url| url.query_pairs());
-    let protocol = protocol.filter(|(name, _)| name == "protocol").last();
-    protocol.is_some_and(|(_, version)| version == "2" || version == "resp2")
-}
-
-fn start(
-    backend: Arc<dyn Backend>,
-    runtime: ThreadRuntime,
-    keys: Arc<Keys>,
-    clock: Clock,
-    settings: Settings,
-) -> Result<Arc<Share>, Error> {
-    let driver = Driver::start(runtime, backend, keys, clock, settings);
-    let driver = driver.map_err(no_thread)?;
-    Ok(Arc::new(Share::new(driver)))
-}
-
-fn no_thread(error: io::Error) -> Error {
-    Error::Invalid {
-        key: None,
-        problem: "the system refuses a thread".to_owned(),
-        source: Some(Cause::new(error)),
-    }
-}
-
-fn bad_url(error: RedisError) -> Error {
-    Error::Invalid {
-        key: None,
-        problem: "the redis url is not usable".to_owned(),
-        source: Some(Cause::new(error)),
     }
 }

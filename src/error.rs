@@ -178,6 +178,10 @@ impl Cause {
     pub(crate) fn new(cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self(Arc::new(cause))
     }
+
+    pub(crate) fn boxed(cause: Box<dyn std::error::Error + Send + Sync>) -> Self {
+        Self(Arc::from(cause))
+    }
 }
 
 // Not an `Error` itself: `source()` is to lead to the error inside, so that a downcast finds it.

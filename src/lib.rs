@@ -283,6 +283,7 @@ pub mod blocking;
 mod builder;
 mod clock;
 mod contain;
+mod credentials;
 mod driver;
 mod error;
 mod events;
@@ -299,6 +300,7 @@ mod sync;
 mod tls;
 
 pub use builder::Builder;
+pub use credentials::Credentials;
 pub use error::{Cause, Error, Lost, LostReason};
 pub use guard::LockGuard;
 pub use holder::Holder;

@@ -118,6 +118,7 @@ fn handles_and_errors_go_anywhere() {
     goes_anywhere::<blocking::Lock>();
     goes_anywhere::<blocking::LockGuard>();
     goes_anywhere::<redlease::CancellationToken>();
+    goes_anywhere::<redlease::Credentials>();
     goes_anywhere::<redlease::Cause>();
     goes_anywhere::<redlease::Error>();
     goes_anywhere::<redlease::Lost>();

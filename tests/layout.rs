@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 /// The layers, the highest first: folders, and files beside them that are a layer of their own. A
 /// file belongs to the first that its name begins with.
-const LAYERS: [&str; 28] = [
+const LAYERS: [&str; 29] = [
     "lib.rs",
     "blocking",
     "locker",
-    "builder.rs",
+    "builder",
     "lock.rs",
     "guard.rs",
     "acquire/",
@@ -31,6 +31,7 @@ const LAYERS: [&str; 28] = [
     "clock.rs",
     "backoff.rs",
     "tls.rs",
+    "credentials.rs",
     "error.rs",
     "events.rs",
     "contain.rs",

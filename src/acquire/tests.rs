@@ -26,6 +26,7 @@ fn process(store: &Arc<Faulty>, clock: Clock) -> Share {
         prefix: String::new(),
         command_timeout: TIMEOUT,
         flush_timeout: TIMEOUT,
+        credentials: None,
         options: Options::default(),
     };
     let runtime = ThreadRuntime::new().unwrap();

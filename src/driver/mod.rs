@@ -37,6 +37,7 @@ use tokio::sync::Notify;
 use crate::backend::{Backend, Claim, Listen, Renewal};
 use crate::clock::Clock;
 use crate::contain::contain;
+use crate::credentials::CredentialsProvider;
 use crate::driver::pending::Pending;
 use crate::driver::told::{note_failure, say_lost};
 use crate::error::{Error, Fault, LostReason};
@@ -63,6 +64,7 @@ pub(crate) struct Settings {
     pub(crate) prefix: String,
     pub(crate) command_timeout: Duration,
     pub(crate) flush_timeout: Duration,
+    pub(crate) credentials: Option<CredentialsProvider>,
     /// Those of a lock that names no others.
     pub(crate) options: Options,
 }

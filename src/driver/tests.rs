@@ -52,6 +52,7 @@ impl Fixture {
             prefix: String::new(),
             command_timeout: Duration::from_secs(1),
             flush_timeout: Duration::from_secs(1),
+            credentials: None,
             options: Options::default(),
         };
         let driver = Driver::on(Handle::current(), store.clone(), keys, clock, settings);

@@ -30,6 +30,7 @@ use crate::backend::redis::connections::Connections;
 use crate::backend::redis::place::Place;
 use crate::backend::redis::reach::Slots;
 use crate::backend::redis::redirection::Redirection;
+use crate::backend::redis::settings::OpeningOptions;
 use crate::backend::{Answer, Signals};
 use crate::error::Fault;
 use crate::key::{number_in, slot};
@@ -42,8 +43,7 @@ pub(crate) struct Cluster {
     /// The servers that the user named. The first is the model for the connections to all others.
     seeds: Vec<Client>,
     signals: Arc<dyn Signals>,
-    /// How long opening a connection may take.
-    limit: Duration,
+    options: OpeningOptions,
     table: RwLock<Table>,
     /// Servers without slots to which others sent single requests.
     guests: Mutex<HashMap<Address, Guest>>,
@@ -71,7 +71,7 @@ impl Cluster {
     pub(crate) fn new(
         seeds: Vec<Client>,
         signals: Arc<dyn Signals>,
-        limit: Duration,
+        options: OpeningOptions,
     ) -> Result<Arc<Self>, RedisError> {
         let names: Vec<_> = seeds
             .iter()
@@ -82,7 +82,7 @@ impl Cluster {
             name,
             seeds,
             signals,
-            limit,
+            options,
             table: RwLock::new(Table {
                 map: Map::empty(),
                 connections: Vec::new(),
@@ -107,7 +107,8 @@ impl Cluster {
             address: Address::of(seed.get_connection_info().addr()),
         };
         let signals = Arc::clone(&self.signals);
-        let connections = Connections::new(seed, Box::new(place), signals, self.limit)?;
+        let options = self.options.clone();
+        let connections = Connections::new(seed, Box::new(place), signals, options)?;
         Ok(Arc::new(connections))
     }
 

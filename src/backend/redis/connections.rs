@@ -37,6 +37,7 @@ use crate::backend::redis::connection::{Connection, no_answer};
 use crate::backend::redis::opening::Opener;
 use crate::backend::redis::pace::Pace;
 use crate::backend::redis::place::Place;
+use crate::backend::redis::settings::OpeningOptions;
 use crate::error::Fault;
 
 /// An opening gets at least this long before a caller with little time begins another.
@@ -75,15 +76,14 @@ impl Hasher for IdHasher {
 }
 
 impl Connections {
-    /// `limit` is how long an opening may take.
     pub(crate) fn new(
         client: &Client,
         place: Box<dyn Place>,
         signals: Arc<dyn Signals>,
-        limit: Duration,
+        options: OpeningOptions,
     ) -> Result<Self, RedisError> {
         Ok(Self {
-            opener: Arc::new(Opener::new(client, place, signals, limit)?),
+            opener: Arc::new(Opener::new(client, place, signals, options)?),
             slots: Arc::default(),
             moves: watch::Sender::default(),
         })
@@ -214,7 +214,7 @@ impl Connections {
         match self.lender() {
             Some(lender) if !works => {
                 if let Ok(own) = own {
-                    own.probe(self.opener.limit);
+                    own.probe(self.opener.options.limit);
                 }
                 Ok(lender)
             }

@@ -20,6 +20,7 @@ pub(crate) mod rights;
 mod scheme;
 pub(crate) mod script;
 mod server_role;
+pub(crate) mod settings;
 pub(crate) mod unsettled;
 
 use std::fmt;

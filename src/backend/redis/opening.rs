@@ -36,6 +36,7 @@ use crate::backend::redis::push::{NoPushes, Watcher};
 use crate::backend::redis::requests::Sender;
 use crate::backend::redis::scheme::Scheme;
 use crate::backend::redis::server_role;
+use crate::backend::redis::settings::OpeningOptions;
 use crate::error::{Cause, Fault};
 
 /// More requests than this may wait for their turn to be written without waiting for room.
@@ -56,8 +57,7 @@ pub(super) struct Opener {
     pub(super) place: Box<dyn Place>,
     server: Arc<str>,
     signals: Arc<dyn Signals>,
-    /// How long an opening may take.
-    pub(super) limit: Duration,
+    pub(super) options: OpeningOptions,
     /// Until when the server is known to not speak RESP3.
     resp2_until: Mutex<Option<Instant>>,
     /// Something on the way swallows pushes, even those that answer a request.
@@ -79,7 +79,7 @@ impl Opener {
         client: &Client,
         place: Box<dyn Place>,
         signals: Arc<dyn Signals>,
-        limit: Duration,
+        options: OpeningOptions,
     ) -> Result<Self, RedisError> {
         let info = client.get_connection_info();
         let settings = info
@@ -96,7 +96,7 @@ impl Opener {
             client: Client::open(info)?,
             place,
             signals,
-            limit,
+            options,
             resp2_until: Mutex::default(),
             swallowed: AtomicBool::new(false),
             no_pushes: NoPushes::default(),
@@ -139,7 +139,7 @@ impl Opener {
     }
 
     async fn open_here(&self) -> Result<Connection, Fault> {
-        let until = Instant::now() + self.limit;
+        let until = Instant::now() + self.options.limit;
         let target = self.target(until).await?;
         let opening = async {
             let connection = self.open_by_protocol(&target, until).await?;
@@ -155,6 +155,10 @@ impl Opener {
     /// Where a connection is to lead now.
     async fn target(&self, until: Instant) -> Result<Target, Fault> {
         let info = self.client.get_connection_info().clone();
+        let settings = self
+            .options
+            .settings(info.redis_settings(), &self.server, until);
+        let info = info.clone().set_redis_settings(settings.await?);
         Ok(match self.place.address(until).await? {
             Some(found) => Target {
                 server: self.place.name_of(&found),
@@ -168,7 +172,7 @@ impl Opener {
     }
 
     async fn open_by_protocol(&self, target: &Target, until: Instant) -> Result<Connection, Fault> {
-        if self.settings().protocol() == ProtocolVersion::RESP2 {
+        if target.info.redis_settings().protocol() == ProtocolVersion::RESP2 {
             let connection = self.open_resp2(target, until).await?;
             self.no_pushes.tell(&self.server, "RESP2 was asked for");
             return Ok(connection);
@@ -204,7 +208,7 @@ impl Opener {
         until: Instant,
     ) -> Result<Result<Connection, Refusal>, Fault> {
         loop {
-            let settings = self.settings().clone();
+            let settings = target.info.redis_settings().clone();
             let mut connection = match self.connect(target, settings, until).await? {
                 Ok(connection) => connection,
                 Err(error) => {
@@ -242,7 +246,7 @@ impl Opener {
             let reply = connection.send(command, until).await;
             reply.map_err(|failure| failure.into_fault(&self.server))
         };
-        let wanted = self.settings();
+        let wanted = target.info.redis_settings();
         if let Some(password) = wanted.password() {
             let by_password = &mut redis::cmd("AUTH");
             by_password.arg(password);
@@ -389,10 +393,6 @@ impl Opener {
             Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
             Err(_) => Ok(Subscription::Refused),
         }
-    }
-
-    fn settings(&self) -> &RedisConnectionInfo {
-        self.client.get_connection_info().redis_settings()
     }
 
     fn fault(&self, error: RedisError) -> Fault {

@@ -38,6 +38,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::backend::redis::connections::Connections;
 use crate::backend::redis::place::{Place, text_of};
+use crate::backend::redis::settings::OpeningOptions;
 use crate::backend::sentinel::listen::listen;
 use crate::backend::sentinel::round::{Sentinel, ask_all};
 pub(crate) use crate::backend::sentinel::urls::Deployment;
@@ -88,17 +89,16 @@ struct Named {
 }
 
 impl Sentinels {
-    /// `limit` is how long an opening may take. Returns them, with the connections to the present
-    /// master.
+    /// Returns them, with the connections to the present master.
     pub(crate) fn new(
         deployment: Deployment,
         signals: Arc<dyn Signals>,
-        limit: Duration,
+        options: OpeningOptions,
     ) -> Result<(Arc<Self>, Arc<Connections>), RedisError> {
         let client = deployment.template.clone();
-        let this = Arc::new(Self::of(deployment, limit)?);
+        let this = Arc::new(Self::of(deployment, options.limit)?);
         let place = Box::new(Master(Arc::clone(&this)));
-        let connections = Arc::new(Connections::new(&client, place, signals, limit)?);
+        let connections = Arc::new(Connections::new(&client, place, signals, options)?);
         let known = this.connections.set(Arc::downgrade(&connections));
         debug_assert!(known.is_ok(), "it was made here");
         Ok((this, connections))
