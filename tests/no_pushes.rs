@@ -1,13 +1,12 @@
 //! Without pushes, because Redis sends none or a proxy swallows them: heartbeats alone serve.
 
+#[path = "common/said.rs"]
+mod said;
 #[path = "common/waiters.rs"]
 mod waiters;
 
-use std::io;
-use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use redlease::Locker;
 use testkit::*;
 use tokio::time::sleep;
@@ -16,38 +15,9 @@ use waiters::*;
 /// More than a heartbeat where pushes are counted on, far less than a renewal.
 const A_HEARTBEAT: Duration = Duration::from_secs(3);
 
-/// What `tracing` was told, by any thread of this program.
-static SAID: LazyLock<Mutex<Vec<u8>>> = LazyLock::new(|| {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_ansi(false)
-        .with_writer(|| Log)
-        .init();
-    Mutex::default()
-});
-
-struct Log;
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        SAID.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// How often it was said that a server tells nothing.
 fn times_said(server: &str) -> usize {
-    let said = SAID.lock();
-    let lines = String::from_utf8_lossy(&said).into_owned();
-    let about = format!("server={server} ");
-    let lines = lines.lines();
-    lines
-        .filter(|line| line.contains("no pushes") && line.contains(&about))
-        .count()
+    said::times_said(server, "no pushes")
 }
 
 /// Two lockers give each other the lock, and a foreign client takes and gives it.
@@ -85,27 +55,37 @@ async fn take_turns(server: &Server, url: &str, name: &str) {
 
 #[tokio::test]
 async fn a_server_that_speaks_resp2_only() {
-    LazyLock::force(&SAID);
+    said::listen();
     let server = Server::start();
     let proxy = Proxy::before(server.port);
     proxy.refuse_hello();
     take_turns(&server, &proxy.url(), &proxy.server()).await;
-    assert_eq!(times_said(&proxy.server()), 2, "once a locker");
+    assert_eq!(
+        times_said(&proxy.server()),
+        2,
+        "once a locker: {:?}",
+        said::said(&proxy.server(), "no pushes")
+    );
 }
 
 #[tokio::test]
 async fn something_on_the_way_swallows_every_push() {
-    LazyLock::force(&SAID);
+    said::listen();
     let server = Server::start();
     let proxy = Proxy::before(server.port);
     proxy.swallow_pushes();
     take_turns(&server, &proxy.url(), &proxy.server()).await;
-    assert_eq!(times_said(&proxy.server()), 2, "once a locker");
+    assert_eq!(
+        times_said(&proxy.server()),
+        2,
+        "once a locker: {:?}",
+        said::said(&proxy.server(), "no pushes")
+    );
 }
 
 #[tokio::test]
 async fn p11_pushes_that_stop_to_come_are_noticed() {
-    LazyLock::force(&SAID);
+    said::listen();
     let Some(server) = Server::with_command("HELLO") else {
         return;
     };
@@ -129,7 +109,7 @@ async fn p11_pushes_that_stop_to_come_are_noticed() {
 
 #[tokio::test]
 async fn users_without_the_rights_for_pushes() {
-    LazyLock::force(&SAID);
+    said::listen();
     let Some(server) = Server::with_command("ACL") else {
         return;
     };
@@ -152,5 +132,83 @@ async fn users_without_the_rights_for_pushes() {
         take_turns(&server, &url, &name).await;
         let said = times_said(&name) - before;
         assert!((1..=2).contains(&said), "{user}: said {said} times");
+    }
+}
+
+/// A user without the right to tracking, where users have rights.
+fn server_without_tracking() -> Option<(Server, String)> {
+    let server = Server::with_command("ACL")?;
+    server.add_user("notrack", &["~*", "&*", "+@all", "-client"]);
+    let url = format!("redis://notrack:pw@127.0.0.1:{}/", server.port);
+    Some((server, url))
+}
+
+#[tokio::test]
+async fn without_tracking_a_lock_is_handed_over_at_once_and_waiters_ask_seldom() {
+    said::listen();
+    let Some((server, url)) = server_without_tracking() else {
+        return;
+    };
+    let mut lockers = Vec::new();
+    for _ in 0..4 {
+        lockers.push(Locker::connect(&url).await.unwrap());
+    }
+    let key = unique_key();
+    let mut guard = lockers[0].mutex(&key).ttl(TTL).lock().await.unwrap();
+    let mut waiters = Vec::new();
+    for (before, locker) in lockers[1..].iter().enumerate() {
+        waiters.push(wait_for(&locker.mutex(&key).ttl(TTL)));
+        until_queued(&server, &key, before as u64 + 1).await;
+    }
+    let before = scripts(&server);
+    let time = Duration::from_secs(4);
+    sleep(time).await;
+    // The first asks five times a second, the other two once. Without grants, each asks 20 times.
+    let asked = scripts(&server) - before;
+    assert!(asked <= 48, "{asked} requests of three waiters in {time:?}");
+    for waiter in waiters {
+        guard.release().await.unwrap();
+        guard = within(A_HEARTBEAT, "its turn", waiter).await.unwrap();
+    }
+    let mut times = Vec::new();
+    for turn in 0..15 {
+        let waiter = wait_for(&lockers[turn % 3].mutex(&key).ttl(TTL));
+        until_queued(&server, &key, 1).await;
+        sleep(Duration::from_millis(turn as u64 * 7)).await;
+        let began = Instant::now();
+        guard.release().await.unwrap();
+        guard = within(A_HEARTBEAT, "its turn", waiter).await.unwrap();
+        times.push(began.elapsed());
+    }
+    times.sort();
+    // By its next question, it would be 100 ms.
+    let median = times[times.len() / 2];
+    assert!(median < Duration::from_millis(50), "{times:?}");
+    let name = format!("127.0.0.1:{}", server.port);
+    let warnings = said::said(&name, "no pushes");
+    assert_eq!(warnings.len(), 4, "once a locker: {warnings:?}");
+    for warning in warnings {
+        let words = "thefts are noticed at the next renewal";
+        assert!(warning.contains(words), "{warning}");
+        assert!(!warning.contains("every 50 ms"), "{warning}");
+    }
+}
+
+#[tokio::test]
+async fn without_tracking_the_first_waiter_finds_a_key_that_a_foreign_holder_freed() {
+    let Some((server, url)) = server_without_tracking() else {
+        return;
+    };
+    let locker = Locker::connect(&url).await.unwrap();
+    for round in 0..6 {
+        let key = unique_key();
+        let () = server.command(&["SET", &key, "foreign"]);
+        let waiter = wait_for(&locker.mutex(&key).ttl(TTL));
+        until_queued(&server, &key, 1).await;
+        sleep(Duration::from_millis(70 * round)).await;
+        let () = server.command(&["DEL", &key]);
+        let half_a_heartbeat = Duration::from_millis(500);
+        let guard = within(half_a_heartbeat, "the foreign key", waiter).await;
+        guard.unwrap().release().await.unwrap();
     }
 }

@@ -64,10 +64,12 @@
 //!
 //! `tests/queue_model/main.rs` checks these exhaustively on a model.
 
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::acquire::{Contender, LONGEST_POLL, SHORTEST_POLL};
-use crate::backend::{Beat, Fences, Grant, Listen, Queue, Renewal, Standing};
+use crate::backend::{Beat, Fences, Grant, Listen, Queue, Renewal, Standing, Tells};
 use crate::backoff::{Backoff, jittered};
 use crate::driver::HeldLock;
 use crate::error::{Error, Fault};
@@ -75,6 +77,9 @@ use crate::keys::{News, Won};
 
 /// A waiter may miss two heartbeats and live.
 const BEATS_PER_LIFE: u32 = 3;
+/// How often the first of the queue looks for a key that a foreign holder has freed, where the
+/// server tells of grants and not of changes.
+const WATCH: Duration = Duration::from_millis(200);
 
 impl Contender<'_> {
     /// Waits until a releaser grants the lock, or the key turns out free at a heartbeat; `None` at
@@ -179,11 +184,15 @@ impl Contender<'_> {
 
     fn next_beat(&self, standing: &Standing, poll: &mut Backoff) -> Instant {
         let beat = self.claim.waiter_ttl() / BEATS_PER_LIFE;
-        let mut wait = if standing.pushes {
-            // Never later than the third, a little earlier at random.
-            beat - jittered(beat / 20)
-        } else {
-            poll.next()
+        // Never later than the third, a little earlier at random.
+        let regular = beat - jittered(beat / 20);
+        let mut wait = match standing.tells {
+            Tells::All => regular,
+            // A holder that is not one of us frees the key and tells nobody: the first looks for
+            // it. All others can only be granted the lock, and hear of that.
+            Tells::Grants if standing.first => regular.min(WATCH - jittered(WATCH / 20)),
+            Tells::Grants => regular,
+            Tells::Nothing => poll.next(),
         };
         if standing.first
             && let Some(ttl) = standing.ttl

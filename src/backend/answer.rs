@@ -74,8 +74,17 @@ pub(crate) struct Standing {
     pub(crate) first: bool,
     /// How long the holder's key lives if it is not renewed; `None`: without a TTL.
     pub(crate) ttl: Option<Duration>,
-    /// Grants and changes are told at once; else only a heartbeat finds them.
-    pub(crate) pushes: bool,
+    pub(crate) tells: Tells,
+}
+
+/// What a waiter is told at once; all else only a heartbeat finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tells {
+    /// Its grant, and what others do to the key.
+    All,
+    /// Its grant.
+    Grants,
+    Nothing,
 }
 
 /// The answer to a holder that would like to go on.

@@ -21,7 +21,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 pub(crate) use crate::backend::answer::{
-    Attempt, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing,
+    Attempt, Beat, Fences, Freed, Grant, Kept, Look, Renewal, Standing, Tells,
 };
 pub(crate) use crate::backend::claim::Claim;
 use crate::clock::Moment;

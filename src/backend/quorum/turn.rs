@@ -44,6 +44,7 @@ use crate::backend::quorum::waiters::{Entry, Stage, Waiters};
 use crate::backend::quorum::{Quorum, SHARE_OF_TTL, smallest};
 use crate::backend::{
     Answer, Attempt, Beat, Claim, Fences, Freed, Grant, Listen, Queue, Renewal, Signals, Standing,
+    Tells,
 };
 use crate::backoff::Backoff;
 use crate::error::Fault;
@@ -114,7 +115,7 @@ fn soon(ttl: Option<Duration>) -> Beat {
     Beat::Waiting(Standing {
         first: true,
         ttl,
-        pushes: false,
+        tells: Tells::Nothing,
     })
 }
 

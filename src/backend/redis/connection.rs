@@ -28,8 +28,8 @@ pub(crate) struct Connection {
     pub(super) channel: String,
     /// Whether the server can be asked to tell of changes over it.
     pub(super) tracks: bool,
-    /// Whether the server tells of grants and changes over it.
-    pub(super) gets_pushes: bool,
+    /// Whether the server tells of grants over it.
+    pub(super) gets_grants: bool,
     /// RESP3 was refused in a way that may have been a passing fault.
     pub(super) is_provisional: bool,
     /// What a request found that broke the connection.
@@ -59,8 +59,13 @@ impl Connection {
         &self.channel
     }
 
-    pub(crate) fn gets_pushes(&self) -> bool {
-        self.gets_pushes
+    pub(crate) fn gets_grants(&self) -> bool {
+        self.gets_grants
+    }
+
+    /// Whether the server tells of the changes that it is asked to tell of.
+    pub(crate) fn tracks(&self) -> bool {
+        self.tracks
     }
 
     pub(crate) fn is_broken(&self) -> bool {

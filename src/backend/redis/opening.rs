@@ -32,7 +32,7 @@ use crate::backend::redis::echo::{Echoes, Evidence};
 use crate::backend::redis::error_class::{ErrorClass, Refusal, declines, wants_no_user_name};
 use crate::backend::redis::health::Health;
 use crate::backend::redis::place::{Place, text_of};
-use crate::backend::redis::push::{NoPushes, Watcher};
+use crate::backend::redis::push::{Missing, NoPushes, Watcher};
 use crate::backend::redis::requests::Sender;
 use crate::backend::redis::scheme::Scheme;
 use crate::backend::redis::server_role;
@@ -174,7 +174,8 @@ impl Opener {
     async fn open_by_protocol(&self, target: &Target, until: Instant) -> Result<Connection, Fault> {
         if target.info.redis_settings().protocol() == ProtocolVersion::RESP2 {
             let connection = self.open_resp2(target, until).await?;
-            self.no_pushes.tell(&self.server, "RESP2 was asked for");
+            self.no_pushes
+                .tell(&self.server, Missing::All, "RESP2 was asked for");
             return Ok(connection);
         }
         let mut refusal = None;
@@ -192,8 +193,11 @@ impl Opener {
             Some(Refusal::Other) => connection.is_provisional = true,
             None => {}
         }
-        self.no_pushes
-            .tell(&self.server, "the server does not speak RESP3");
+        self.no_pushes.tell(
+            &self.server,
+            Missing::All,
+            "the server does not speak RESP3",
+        );
         Ok(connection)
     }
 
@@ -223,12 +227,11 @@ impl Opener {
             match self.subscribe(&mut connection, until).await? {
                 Subscription::Swallowed => {
                     self.swallowed.store(true, Ordering::Relaxed);
-                    self.no_pushes
-                        .tell(&self.server, "something on the way swallows them");
+                    let why = "something on the way swallows them";
+                    self.no_pushes.tell(&self.server, Missing::All, why);
                 }
                 confirmed_or_refused => {
-                    let is_subscribed = confirmed_or_refused == Subscription::Confirmed;
-                    connection.gets_pushes = connection.tracks && is_subscribed;
+                    connection.gets_grants = confirmed_or_refused == Subscription::Confirmed;
                     return Ok(Ok(connection));
                 }
             }
@@ -303,7 +306,7 @@ impl Opener {
                 number,
                 channel: channel(self.place.tag().as_deref()),
                 tracks: false,
-                gets_pushes: false,
+                gets_grants: false,
                 is_provisional: false,
                 end: OnceLock::new(),
             })),
@@ -326,8 +329,8 @@ impl Opener {
                 Ok(_) => {}
                 Err(Failure::Fault(fault)) if !declines(&fault) => return Err(fault),
                 Err(_) => {
-                    self.no_pushes
-                        .tell(&self.server, "the server does not track keys for clients");
+                    let why = "the server does not track keys for clients";
+                    self.no_pushes.tell(&self.server, Missing::Changes, why);
                     return Ok(false);
                 }
             }
@@ -360,8 +363,8 @@ impl Opener {
             .try_to_subscribe("SUBSCRIBE", connection, until)
             .await?;
         if outcome == Subscription::Refused {
-            self.no_pushes
-                .tell(&self.server, "the server does not let us subscribe");
+            let why = "the server does not let us subscribe";
+            self.no_pushes.tell(&self.server, Missing::Grants, why);
         }
         Ok(outcome)
     }

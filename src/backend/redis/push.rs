@@ -87,7 +87,8 @@ pub(super) struct MissingPushes {
 impl MissingPushes {
     pub(super) fn note(&self, server: &Arc<str>) {
         *self.without_until.lock() = Some(Instant::now() + WITHOUT_PUSHES);
-        self.warning.tell(server, "a grant was not told");
+        let why = "a grant was not told";
+        self.warning.tell(server, Missing::Grants, why);
     }
 
     /// Whether waiters do without for now.
@@ -97,20 +98,44 @@ impl MissingPushes {
     }
 }
 
-/// Tells once that waiters and holders fall back to heartbeats alone.
+/// What a server does not tell.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Missing {
+    All,
+    /// That a key was changed by somebody else.
+    Changes,
+    /// That a waiter was granted a lock.
+    Grants,
+}
+
+impl Missing {
+    /// What is lost by that, and what is not.
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::All => {
+                "no pushes from redis: waiters ask every 50 ms at the latest, and thefts are \
+                 noticed at the next renewal"
+            }
+            Self::Changes => {
+                "no pushes of changed keys from redis: thefts are noticed at the next renewal; \
+                 waiters are told of their grants at once as ever"
+            }
+            Self::Grants => "no pushes of grants from redis: waiters ask every 50 ms at the latest",
+        }
+    }
+}
+
+/// Tells once of each thing that a server does not tell.
 #[derive(Default)]
-pub(super) struct NoPushes(AtomicBool);
+pub(super) struct NoPushes([AtomicBool; 3]);
 
 impl NoPushes {
-    pub(super) fn tell(&self, server: &Arc<str>, why: &'static str) {
-        if !self.0.swap(true, Ordering::Relaxed) {
+    pub(super) fn tell(&self, server: &Arc<str>, missing: Missing, why: &'static str) {
+        if !self.0[missing as usize].swap(true, Ordering::Relaxed) {
             let server = Arc::clone(server);
+            let words = missing.in_words();
             emit(move || {
-                tracing::warn!(
-                    %server,
-                    why,
-                    "no pushes from redis: waiters and holders notice changes by heartbeats alone"
-                );
+                tracing::warn!(%server, why, "{words}");
             });
         }
     }

@@ -11,7 +11,7 @@ use crate::backend::redis::reach::Way;
 use crate::backend::redis::reply::remaining;
 use crate::backend::redis::script::{self, Argument};
 use crate::backend::redis::{Role, Server, leaving};
-use crate::backend::{Answer, Beat, Claim, Fences, Freed, Listen, Queue, Standing};
+use crate::backend::{Answer, Beat, Claim, Fences, Freed, Listen, Queue, Standing, Tells};
 use crate::error::Fault;
 use crate::options::whole_millis;
 
@@ -52,7 +52,9 @@ impl Server {
         let beat = match reply.numbers()[..] {
             [granted @ (1 | 2), first] => {
                 // The same connection brings the message first.
-                let told = granted == 2 && claim.note_heard_on(0) == connection.number();
+                let heard_on = claim.note_heard_on(0);
+                let told =
+                    granted == 2 && connection.gets_grants() && heard_on == connection.number();
                 Ok(Beat::Granted {
                     fences: fences.granted_from(first),
                     deadline: claim.deadline(reply.sent),
@@ -64,7 +66,11 @@ impl Server {
                 Ok(Beat::Waiting(Standing {
                     first: first == 1,
                     ttl: remaining(ttl),
-                    pushes: connection.gets_pushes() && !self.missing.is_to_be_done_without(),
+                    tells: match self.missing.is_to_be_done_without() {
+                        false if connection.gets_grants() && connection.tracks() => Tells::All,
+                        false if connection.gets_grants() => Tells::Grants,
+                        _ => Tells::Nothing,
+                    },
                 }))
             }
             [3, _] => Err(reply.no_counter(claim)),
