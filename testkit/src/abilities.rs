@@ -28,6 +28,16 @@ impl Server {
         Some(Self::launch(launch).unwrap_or_else(|error| panic!("{error}")))
     }
 
+    /// Whether the server speaks RESP3. Where it does not, the test says that it is left out.
+    pub fn has_hello(&self) -> bool {
+        let known: Vec<Value> = self.command(&["COMMAND", "INFO", "HELLO"]);
+        let has = known != [Value::Nil];
+        if !has {
+            left_out("the server has no HELLO");
+        }
+        has
+    }
+
     /// Whether a parameter can be set.
     pub fn has_parameter(&self, name: &str) -> bool {
         let values: Vec<String> = self.command(&["CONFIG", "GET", name]);

@@ -14,6 +14,7 @@
 
 mod abilities;
 mod cluster;
+mod haproxy;
 mod launch;
 mod process;
 mod proxy;
@@ -27,6 +28,7 @@ mod wait;
 
 pub use abilities::left_out;
 pub use cluster::{Cluster, ClusterOptions, Move};
+pub use haproxy::HaProxy;
 pub use launch::Launch;
 pub use process::{freeze, thaw};
 pub use proxy::{Mode, Proxy, runtime};

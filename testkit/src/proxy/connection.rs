@@ -42,6 +42,7 @@ pub(super) async fn accept(state: Arc<State>, listener: StdListener) {
             tokio::spawn(Connection { state, number }.serve(client));
         }
         number += 1;
+        state.taken.store(number, Ordering::SeqCst);
     }
 }
 
@@ -102,7 +103,7 @@ impl Connection {
                 }
             }
         }
-        Ok(())
+        self.hide_end(&mut rules).await
     }
 
     async fn pass_replies(
@@ -117,6 +118,14 @@ impl Connection {
                 continue;
             }
             deliver(arrived, &reply, &mut to, &mut rules, |r| r.replies).await?;
+        }
+        self.hide_end(&mut rules).await
+    }
+
+    /// One end has closed a connection: if that is silent, the other does not hear of it.
+    async fn hide_end(&self, rules: &mut watch::Receiver<Rules>) -> io::Result<()> {
+        if self.is_silent() {
+            let _ = rules.wait_for(|rules| rules.is_closed).await;
         }
         Ok(())
     }

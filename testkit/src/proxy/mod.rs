@@ -48,6 +48,8 @@ pub struct Proxy {
 #[derive(Debug)]
 struct State {
     rules: watch::Sender<Rules>,
+    /// How many connections were taken.
+    taken: AtomicUsize,
     /// How many connections have a request that waits for [`Proxy::let_go`].
     waiting: AtomicUsize,
 }
@@ -96,6 +98,7 @@ impl Proxy {
         };
         let state = Arc::new(State {
             rules: watch::Sender::new(rules),
+            taken: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
         });
         runtime().spawn(accept(Arc::clone(&state), listener));
@@ -206,6 +209,18 @@ impl Proxy {
     /// request, but its reply and all that follows vanish, without an end of the connection.
     pub fn go_silent_behind(&self, words: &str) {
         self.change(|rules| rules.last_words = Some(words.to_owned()));
+    }
+
+    /// Forgets the connections that are there, as a firewall does: nothing passes on them any more,
+    /// either way, and neither end is told. New ones are taken.
+    pub fn forget_connections(&self) {
+        let taken = self.taken();
+        self.change(|rules| rules.silent.extend(0..taken));
+    }
+
+    /// How many connections it has taken so far.
+    pub fn taken(&self) -> usize {
+        self.state.taken.load(Ordering::SeqCst)
     }
 
     fn change(&self, change: impl FnOnce(&mut Rules)) {
