@@ -15,6 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
+use tracing::level_filters::LevelFilter;
+
 const QUEUED: usize = 1024;
 
 type Event = Box<dyn FnOnce() + Send>;
@@ -41,6 +43,15 @@ pub(crate) fn emit(event: impl FnOnce() + Send + 'static) {
     // At its very end a thread has no desk, and perhaps had one: then nothing is told.
     if let (Ok(()), Some(event)) = (asked, event) {
         tell(event);
+    }
+}
+
+/// As [`emit`], for what happens in the normal course of things: it starts no thread where nobody
+/// wants to hear of it.
+pub(crate) fn emit_debug(event: impl FnOnce() + Send + 'static) {
+    // A number that subscribers left behind: no foreign code runs here.
+    if LevelFilter::current() >= LevelFilter::DEBUG {
+        emit(event);
     }
 }
 

@@ -174,6 +174,13 @@ fn tag(name: &str) -> Option<&str> {
     (!tag.is_empty()).then_some(tag)
 }
 
+/// Names that nobody has, behind the prefix: in the first, the middle and the last slot of a
+/// cluster, unless the prefix has a tag, so that all keys are in its slot.
+pub(crate) fn spread(prefix: &str) -> [String; 3] {
+    let slots = [0, SLOTS / 2 - 1, SLOTS - 1];
+    slots.map(|slot| format!("{prefix}{{{}}}redlease-probe", number_in(slot)))
+}
+
 fn crc16_step(crc: u16, byte: u8) -> u16 {
     (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)]
 }
@@ -207,6 +214,14 @@ mod tests {
 
     fn fence(name: &str) -> String {
         Key::new("", name.to_owned()).fence().to_owned()
+    }
+
+    #[test]
+    fn a_spread_reaches_from_the_first_slot_to_the_last() {
+        let slots = [0, SLOTS / 2 - 1, SLOTS - 1];
+        assert_eq!(spread("app:").map(|name| slot(&name)), slots);
+        let with_a_tag = spread("{app}").map(|name| slot(&name));
+        assert_eq!(with_a_tag, [slot("app"); 3]);
     }
 
     #[test]

@@ -95,7 +95,8 @@
 //! * Exclusion across what makes Redis forget or misjudge the key: a failover that lost it (a
 //!   replica may lack an acknowledged write; see [`Locker::sentinel`]), a restart without its data,
 //!   a step of the server's clock, eviction (set `maxmemory-policy noeviction`), `FLUSHALL`.
-//! * Anything from a replica that takes writes (`replica-read-only no`): it is taken for a master.
+//! * Anything from a replica that takes writes (`replica-read-only no`): it is taken for a master,
+//!   with a warning when the locker connects.
 //! * An end to a holder that hangs. It is renewed for as long as its process lives, and so is a
 //!   guard that was leaked, unless [`Lock::max_hold`] is set.
 //! * Re-entrance. A task that acquires a key that it holds waits for itself.
@@ -201,6 +202,9 @@
 //! the servers is a warning in `tracing` only. (Connecting tries the commands on a key
 //! `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may not touch that
 //! key leaves a trace of it in `ACL LOG`.)
+//!
+//! With `+info`, connecting also finds out whether the server may evict locks, or is a replica that
+//! takes writes, and warns of that in `tracing`. Without it, nothing is said.
 //!
 //! Whoever has these rights is trusted: it can delete the lock like any other key, or tell a waiter
 //! that it was granted what it was not. What is written beside the lock by mistake does less: a

@@ -56,7 +56,10 @@ impl Locker {
     /// A connection is opened anew when it breaks or falls silent, and when its server has become a
     /// replica, so a name that moves to a new master is followed. It is kept while a master
     /// refuses writes for want of replicas (`min-replicas-to-write`). A proxy that hangs up at
-    /// `PING` cannot be used.
+    /// `PING` cannot be used. [`Builder::credentials`] is for passwords and tokens that change.
+    ///
+    /// A server that may evict locks, or is a replica that takes writes, is warned of in `tracing`,
+    /// if the user has the right to `INFO` and the server speaks RESP3.
     ///
     /// # Cancel safety
     ///
@@ -67,8 +70,9 @@ impl Locker {
     /// [`Error::Invalid`] for a URL that is not one, or that asks for TLS without the cargo feature
     /// `tls`, [`Error::Unavailable`] if the server cannot
     /// be reached or does not take both connections, [`Error::Refused`] if it is not a Redis server,
-    /// refuses the credentials, or does not let the user run a command that locks need, and if a
-    /// certificate is refused or the URL is wrong about TLS.
+    /// refuses the credentials, does not let the user run a command that locks need, or is one of
+    /// several masters of a Redis Cluster, and if a certificate is refused or the URL is wrong about
+    /// TLS.
     ///
     /// # Panics
     ///

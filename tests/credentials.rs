@@ -121,7 +121,7 @@ async fn p13_a_token_that_changes_while_the_locker_lives_costs_no_guard() {
         let service = Service::issuing("first");
         let url = format!("redis://127.0.0.1:{}/{query}", server.port);
         let locker = service.builder().connect(&url).await.unwrap();
-        let ttl = Duration::from_secs(5);
+        let ttl = Duration::from_secs(10);
         let lock = |key: String| locker.mutex(key).ttl(ttl).renew_every(ttl / 20);
         let guard = lock(unique_key()).lock().await.unwrap();
         let other = connect(&server).await.mutex(unique_key()).lock().await;

@@ -1,17 +1,17 @@
 //! One connection to a server: requests over it, and what their answers say of it.
 
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisResult, ServerErrorKind, Value};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::backend::Listen;
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::error_class::{ErrorClass, is_forbidden, mentions};
-use crate::backend::redis::health::Health;
+use crate::backend::redis::health::{Health, Seen};
 use crate::backend::redis::redirection::Redirection;
 use crate::backend::redis::requests::{Message, Sender};
 use crate::error::{Cause, Fault};
@@ -26,14 +26,13 @@ pub(crate) struct Connection {
     /// Tells it from all others of this process; never 0.
     pub(super) number: u64,
     pub(super) channel: String,
+    pub(super) speaks_resp3: bool,
     /// Whether the server can be asked to tell of changes over it.
     pub(super) tracks: bool,
     /// Whether the server tells of grants over it.
     pub(super) gets_grants: bool,
     /// RESP3 was refused in a way that may have been a passing fault.
     pub(super) is_provisional: bool,
-    /// What a request found that broke the connection.
-    pub(super) end: OnceLock<Fault>,
 }
 
 impl Connection {
@@ -52,6 +51,10 @@ impl Connection {
 
     pub(crate) fn number(&self) -> u64 {
         self.number
+    }
+
+    pub(crate) fn speaks_resp3(&self) -> bool {
+        self.speaks_resp3
     }
 
     /// The channel on which grants reach this connection.
@@ -108,6 +111,15 @@ impl Connection {
             .sender
             .send(requests, &self.runtime, is_borrowed, message, until);
         let reply = sent.await;
+        let judged = self.judge(reply, seen);
+        if self.is_broken() {
+            drop(self.health.closing());
+        }
+        judged
+    }
+
+    /// What the reply to a request means, for the connection as well.
+    fn judge(&self, reply: Option<RedisResult<Value>>, seen: Seen) -> Result<Value, Failure> {
         if self.health.is_out_of_step() {
             // The reply may be that to another request.
             return Err(Failure::Fault(no_answer(
@@ -122,7 +134,7 @@ impl Connection {
                 Ok(value)
             }
             Some(Err(error)) => Err(self.note(error)),
-            None if requests.is_given_up() => Err(Failure::Fault(no_answer(
+            None if self.health.requests.is_given_up() => Err(Failure::Fault(no_answer(
                 &self.server,
                 "it is not the master any more",
             ))),
@@ -185,8 +197,7 @@ impl Connection {
         let fault = self.fault(permanent, error);
         match class {
             ErrorClass::Reopen => {
-                let _ = self.end.set(fault.clone());
-                self.health.note_broken();
+                self.health.note_broken_by(fault.clone());
             }
             ErrorClass::Permanent | ErrorClass::Retry => self.health.note_answer(),
         }
@@ -216,6 +227,15 @@ impl Connection {
             permanent: true,
             server: Arc::clone(&self.server),
             cause: Cause::new(io::Error::new(io::ErrorKind::InvalidData, text)),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Not here: whoever drops the last handle may hold a lock.
+        if let Some(closing) = self.health.closing() {
+            self.runtime.spawn(async move { drop(closing) });
         }
     }
 }

@@ -34,8 +34,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::backend::Signals;
 use crate::backend::redis::connection::{Connection, no_answer};
+use crate::backend::redis::health::tell_not_opened;
 use crate::backend::redis::opening::Opener;
-use crate::backend::redis::pace::Pace;
+use crate::backend::redis::pace::{Episode, Losses, Pace};
 use crate::backend::redis::place::Place;
 use crate::backend::redis::settings::OpeningOptions;
 use crate::error::Fault;
@@ -288,6 +289,9 @@ struct State {
     current: Option<Arc<Connection>>,
     opening: Option<Opening>,
     pace: Pace,
+    losses: Losses,
+    /// The number of the connection that was counted last among them.
+    counted: u64,
 }
 
 type Outcome = Option<Result<Arc<Connection>, Fault>>;
@@ -359,6 +363,9 @@ impl Slot {
         state.pace.begin(now);
         let (sender, outcome) = watch::channel(None);
         let (slot, opener) = (Arc::clone(self), Arc::clone(opener));
+        if let Some((episode, fault)) = state.note_loss(now) {
+            tokio::spawn(async move { episode.tell(fault) });
+        }
         let task = tokio::spawn(async move {
             let outcome = loop {
                 let outcome = opener.open().await.map(Arc::new);
@@ -372,7 +379,15 @@ impl Slot {
                 }
                 break outcome;
             };
+            let health = match &outcome {
+                Ok(connection) => Ok(Arc::clone(&connection.health)),
+                Err(fault) => Err(fault.clone()),
+            };
             let _ = sender.send(Some(outcome));
+            match health {
+                Ok(health) => health.tell_opened(),
+                Err(fault) => tell_not_opened(fault),
+            }
         });
         let opening = Opening {
             began: now,
@@ -399,6 +414,18 @@ impl State {
         self.current.as_ref().filter(|c| !c.is_broken()).cloned()
     }
 
+    /// Counts the connection, if it is lost. Returns what is to be told of an episode of losses.
+    fn note_loss(&mut self, now: Instant) -> Option<(Episode, Fault)> {
+        let lost = self
+            .current
+            .as_ref()
+            .filter(|c| c.number() != self.counted)?;
+        let fault = lost.health.end().cloned()?;
+        self.counted = lost.number();
+        let episode = self.losses.note(now)?;
+        Some((episode, fault))
+    }
+
     /// Why there is no connection.
     fn last_fault(&self, server: &Arc<str>) -> Fault {
         let opening = self
@@ -408,7 +435,7 @@ impl State {
         if let Some(Some(Err(fault))) = opening.as_deref() {
             return fault.clone();
         }
-        let end = self.current.as_ref().and_then(|c| c.end.get().cloned());
+        let end = self.current.as_ref().and_then(|c| c.health.end().cloned());
         end.unwrap_or_else(|| no_answer(server, "connections do not last"))
     }
 }

@@ -1,12 +1,15 @@
 //! What is known of a connection.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::time::Instant;
 
 use crate::backend::redis::echo::Echoes;
 use crate::backend::redis::requests::Requests;
+use crate::error::{Cause, Fault};
+use crate::events::emit_debug;
 
 /// How many requests may time out one after the other, with no answer to anything in between,
 /// before the connection is taken for dead.
@@ -17,11 +20,18 @@ const EVENT: u64 = SILENCES + 1;
 
 #[derive(Default)]
 pub(crate) struct Health {
+    server: Arc<str>,
+    /// The connection's number.
+    number: u64,
     pub(crate) echoes: Echoes,
     pub(super) requests: Arc<Requests>,
+    /// What broke it.
+    end: OnceLock<Fault>,
     broken: AtomicBool,
     /// It was opened to the end.
     used: AtomicBool,
+    /// It was told that it has ended.
+    told: AtomicBool,
     probed: AtomicBool,
     /// Replies may be those to other requests.
     out_of_step: AtomicBool,
@@ -35,9 +45,31 @@ pub(crate) struct Health {
 #[derive(Clone, Copy)]
 pub(crate) struct Seen(u64);
 
+/// The end of a connection; tells of it when it is dropped, so that a runtime that ends does not
+/// keep it back.
+pub(crate) struct Closing {
+    server: Arc<str>,
+    connection: u64,
+    /// What broke it. Nothing did if it is of no more use to us.
+    cause: Option<Cause>,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let (server, connection) = (Arc::clone(&self.server), self.connection);
+        let cause = self.cause.as_deref().map(ToString::to_string);
+        emit_debug(move || {
+            tracing::debug!(%server, connection, cause, "a connection to redis was closed");
+        });
+    }
+}
+
 impl Health {
-    pub(crate) fn new(echoes: Echoes) -> Self {
+    /// That of the connection of this number to a server.
+    pub(crate) fn new(server: Arc<str>, number: u64, echoes: Echoes) -> Self {
         Self {
+            server,
+            number,
             echoes,
             ..Self::default()
         }
@@ -47,14 +79,29 @@ impl Health {
         self.broken.load(Ordering::Acquire)
     }
 
-    pub(crate) fn note_broken(&self) {
+    pub(crate) fn note_broken(&self, why: &'static str) {
+        let cause = io::Error::new(io::ErrorKind::ConnectionAborted, why);
+        self.note_broken_by(Fault {
+            permanent: false,
+            server: Arc::clone(&self.server),
+            cause: Cause::new(cause),
+        });
+    }
+
+    pub(crate) fn note_broken_by(&self, fault: Fault) {
+        let _ = self.end.set(fault);
         self.broken.store(true, Ordering::Release);
     }
 
     /// Its server has lost its place: what it answers is of no interest any more (C5).
     pub(crate) fn note_left(&self) {
-        self.note_broken();
+        self.note_broken("it is not the master any more");
         self.requests.give_up();
+    }
+
+    /// What broke it first.
+    pub(crate) fn end(&self) -> Option<&Fault> {
+        self.end.get()
     }
 
     pub(crate) fn is_out_of_step(&self) -> bool {
@@ -65,7 +112,7 @@ impl Health {
     /// on each request gets the reply to another.
     pub(crate) fn note_out_of_step(&self) {
         self.out_of_step.store(true, Ordering::Release);
-        self.note_broken();
+        self.note_broken("replies were mixed up");
     }
 
     pub(crate) fn is_used(&self) -> bool {
@@ -74,6 +121,25 @@ impl Health {
 
     pub(crate) fn note_used(&self) {
         self.used.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn tell_opened(&self) {
+        let (server, connection) = (Arc::clone(&self.server), self.number);
+        emit_debug(move || {
+            tracing::debug!(%server, connection, "a connection to redis was opened");
+        });
+    }
+
+    /// What is to be told, once, of the end of a connection of which it was told that it was opened.
+    pub(crate) fn closing(&self) -> Option<Closing> {
+        if !self.is_used() || self.told.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        Some(Closing {
+            server: Arc::clone(&self.server),
+            connection: self.number,
+            cause: self.end().map(|fault| fault.cause.clone()),
+        })
     }
 
     /// Whether the last requests had no answer in time.
@@ -115,9 +181,19 @@ impl Health {
         // If it fails: a server that answered something since is slow, not gone. And of many
         // requests that were sent together, the first speaks for all.
         if counted.is_ok() && silences >= SILENCES_BEFORE_REOPENING {
-            self.note_broken();
+            self.note_broken("no answer in time, again and again");
         }
     }
+}
+
+pub(super) fn tell_not_opened(fault: Fault) {
+    emit_debug(move || {
+        tracing::debug!(
+            server = %fault.server,
+            cause = %fault.cause,
+            "a connection to redis could not be opened"
+        );
+    });
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod scheme;
 pub(crate) mod script;
 mod server_role;
 pub(crate) mod settings;
+mod suitability;
 pub(crate) mod unsettled;
 
 use std::fmt;
@@ -38,6 +39,7 @@ use crate::backend::redis::push::MissingPushes;
 use crate::backend::redis::reach::{Reach, Way};
 use crate::backend::redis::reply::{Reply, remaining};
 use crate::backend::redis::script::{Argument, Script};
+use crate::backend::redis::suitability::{Dangers, check_has_all_keys};
 use crate::backend::redis::unsettled::{UnsettledRequest, UnsettledRequests};
 use crate::backend::{
     Answer, Attempt, Backend, Claim, Fences, Freed, Kept, Listen, Look, Queue, Renewal, SentBehind,
@@ -59,6 +61,7 @@ pub(crate) struct Server {
     unsettled: UnsettledRequests,
     /// A key that nobody has, and whether it was seen that the user has the rights that it takes.
     probe: String,
+    prefix: String,
     is_checked: AtomicBool,
 }
 
@@ -79,9 +82,27 @@ impl Server {
             role,
             missing: MissingPushes::default(),
             unsettled: UnsettledRequests::default(),
+            prefix: prefix.to_owned(),
             probe: format!("{prefix}redlease-probe:{}", Uuid::new_v4()),
             is_checked: AtomicBool::new(false),
         }
+    }
+
+    /// Finds out whether locks can be kept here, and what endangers them, in one go.
+    async fn check(&self, connection: &Connection, until: Instant) -> Result<Dangers, Fault> {
+        let rights = async {
+            let checked = rights::check(connection, &self.probe, until).await;
+            checked.map_err(|failure| self.fault(failure))
+        };
+        let has_all_keys = async {
+            match self.reach {
+                Reach::One(_) => check_has_all_keys(connection, &self.prefix, until).await,
+                Reach::Cluster(_) => Ok(()),
+            }
+        };
+        let dangers = Dangers::of(connection, until);
+        let (rights, has_all_keys, dangers) = tokio::join!(rights, has_all_keys, dangers);
+        has_all_keys.and(rights).and(Ok(dangers))
     }
 
     async fn acquire(
@@ -217,9 +238,10 @@ impl Backend for Server {
             self.reach.connect(driver, until).await?;
             if !self.is_checked.load(Ordering::Relaxed) {
                 let connection = self.reach.get(&self.probe, Way::Own, until).await?;
-                let checked = rights::check(&connection, &self.probe, until).await;
-                checked.map_err(|failure| self.fault(failure))?;
-                self.is_checked.store(true, Ordering::Relaxed);
+                let dangers = self.check(&connection, until).await?;
+                if !self.is_checked.swap(true, Ordering::Relaxed) {
+                    dangers.tell(connection.server());
+                }
             }
             Ok(())
         })

@@ -13,8 +13,8 @@
 //! 4. With RESP2, nothing is sent but what the user asks for (`AUTH`, `SELECT`) and `PING`:
 //!    proxies hang up on commands that they do not know.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -277,14 +277,17 @@ impl Opener {
         settings: RedisConnectionInfo,
         until: Instant,
     ) -> Result<Result<Connection, RedisError>, Fault> {
-        let health = Arc::new(Health::new(Echoes::from(&self.evidence)));
         let number = OPENED.fetch_add(1, Ordering::Relaxed) + 1;
+        let echoes = Echoes::from(&self.evidence);
+        let server = Arc::clone(&target.server);
+        let health = Arc::new(Health::new(server, number, echoes));
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_pipeline_buffer_size(QUEUED_REQUESTS)
             .set_write_backpressure_boundary(LARGEST_WRITE);
-        if settings.protocol() != ProtocolVersion::RESP2 {
+        let speaks_resp3 = settings.protocol() != ProtocolVersion::RESP2;
+        if speaks_resp3 {
             config = config.set_push_sender(Watcher {
                 health: Arc::clone(&health),
                 signals: Arc::clone(&self.signals),
@@ -305,10 +308,10 @@ impl Opener {
                 server: Arc::clone(&target.server),
                 number,
                 channel: channel(self.place.tag().as_deref()),
+                speaks_resp3,
                 tracks: false,
                 gets_grants: false,
                 is_provisional: false,
-                end: OnceLock::new(),
             })),
             Ok(Err(error)) => Ok(Err(error)),
             Err(_) => Err(no_answer(&target.server, "no connection in time")),

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backoff::Backoff;
+use crate::error::Fault;
+use crate::events::emit;
 
 const FIRST_REST: Duration = Duration::from_millis(10);
 const LONGEST_REST: Duration = Duration::from_millis(500);
@@ -12,6 +14,11 @@ const LONGEST_REST: Duration = Duration::from_millis(500);
 const REST_IN_A_HURRY: Duration = Duration::from_millis(50);
 /// After this long without an opening, the next one is the first again.
 const CALM: Duration = Duration::from_secs(1);
+
+/// So many losses that follow each other are worth a warning.
+const MANY: u32 = 5;
+/// Losses this far apart have nothing to do with each other.
+const APART: Duration = Duration::from_secs(60);
 
 /// How close openings follow each other (C3).
 ///
@@ -50,6 +57,53 @@ impl Pace {
     }
 }
 
+/// The connections that one place lost, as long as they follow each other.
+#[derive(Default)]
+pub(super) struct Losses {
+    first: Option<Instant>,
+    last: Option<Instant>,
+    count: u32,
+}
+
+/// How many connections were lost, and in what time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Episode {
+    pub(super) lost: u32,
+    pub(super) time: Duration,
+}
+
+impl Episode {
+    /// Tells of it, and what ended the last of the connections.
+    pub(super) fn tell(self, fault: Fault) {
+        emit(move || {
+            tracing::warn!(
+                server = %fault.server,
+                lost = self.lost,
+                within = ?self.time,
+                cause = %fault.cause,
+                "connections to redis are lost again and again, and opened anew with rests in \
+                 between"
+            );
+        });
+    }
+}
+
+impl Losses {
+    /// A connection was found lost. Returns the episode once, when it is one.
+    pub(super) fn note(&mut self, now: Instant) -> Option<Episode> {
+        if self.last.is_none_or(|last| now >= last + APART) {
+            *self = Self::default();
+        }
+        let first = *self.first.get_or_insert(now);
+        self.last = Some(now);
+        self.count += 1;
+        (self.count == MANY).then(|| Episode {
+            lost: MANY,
+            time: now - first,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,6 +137,26 @@ mod tests {
         let hurry = Duration::from_millis(20);
         let count = openings(&mut Pace::default(), 10 * SECOND, hurry);
         assert!((150..210).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn losses_that_follow_each_other_are_told_once() {
+        let mut losses = Losses::default();
+        let mut now = Instant::now();
+        for _ in 0..3 {
+            let mut told = Vec::new();
+            for _ in 0..10 * MANY {
+                now += SECOND;
+                told.extend(losses.note(now));
+            }
+            let time = (MANY - 1) * SECOND;
+            assert_eq!(told, [Episode { lost: MANY, time }]);
+            now += APART;
+        }
+        for _ in 0..10 * MANY {
+            assert_eq!(losses.note(now), None, "too far apart");
+            now += APART;
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) struct Watcher {
 impl AsyncPushSender for Watcher {
     fn send(&self, push: PushInfo) -> Result<(), SendError> {
         match push.kind {
-            PushKind::Disconnection => self.health.note_broken(),
+            PushKind::Disconnection => self.health.note_broken("it was closed at the other end"),
             PushKind::Invalidate => self.invalidated(push.data.first()),
             // Nobody unsubscribes: the server does so, when the channel's slot leaves it.
             PushKind::Unsubscribe | PushKind::PUnsubscribe | PushKind::SUnsubscribe => {
@@ -68,11 +68,12 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.health.note_broken();
+        self.health.note_broken("its runtime has ended");
         // Nothing was read over one that could not be opened.
         if self.health.is_used() {
             self.signals.pushes_missed(Some(self.number));
         }
+        drop(self.health.closing());
     }
 }
 

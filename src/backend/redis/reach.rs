@@ -141,9 +141,7 @@ impl Reach {
         until: Instant,
     ) -> Result<Arc<Connection>, Failure> {
         let Self::Cluster(slots) = self else {
-            let text = "the server is one of a Redis Cluster, and another of them has this key: \
-                        connect with `Locker::cluster`";
-            return Err(Failure::Fault(by.refusal(text.to_owned())));
+            return Err(Failure::Fault(one_of_a_cluster(by)));
         };
         let named = slots.redirected(key, to, by);
         let connection = match way.ready(&named) {
@@ -191,6 +189,13 @@ async fn find_master(
         }
         let _ = timeout_at(over, moves.changed()).await;
     }
+}
+
+/// The fault of a connection that leads to one server of a cluster, though others have keys, too.
+pub(super) fn one_of_a_cluster(connection: &Connection) -> Fault {
+    let text = "the server is one of a Redis Cluster, and others of it have some of the keys: \
+                connect with `Locker::cluster`";
+    connection.refusal(text.to_owned())
 }
 
 /// A connection to the server of a cluster that has the key, which may be another before one was
