@@ -30,6 +30,7 @@
 //! # Ok(()) }
 //! ```
 
+mod cluster;
 mod guard;
 mod sentinel;
 
@@ -94,15 +95,6 @@ impl Locker {
     /// As there.
     pub fn quorum(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, Error> {
         Self::builder().quorum(urls)
-    }
-
-    /// Connects to a Redis Cluster; see [`Locker::cluster`](crate::Locker::cluster).
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn cluster(urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Self, Error> {
-        Self::builder().cluster(urls)
     }
 
     /// Returns a builder, for what [`connect`](Self::connect) leaves at its default.
@@ -259,18 +251,6 @@ impl Builder {
         self.quorum_lazily(urls)?.0.connected_blocking().map(Locker)
     }
 
-    /// Connects to a Redis Cluster by the URLs of some of its servers.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Builder::cluster`](crate::Builder::cluster).
-    pub fn cluster(self, urls: impl IntoIterator<Item = impl AsRef<str>>) -> Result<Locker, Error> {
-        self.cluster_lazily(urls)?
-            .0
-            .connected_blocking()
-            .map(Locker)
-    }
-
     /// Makes a locker for one Redis server that need not be there yet.
     ///
     /// # Errors
@@ -299,18 +279,6 @@ impl Builder {
         urls: impl IntoIterator<Item = impl AsRef<str>>,
     ) -> Result<Locker, Error> {
         self.0.quorum_lazily(urls).map(Locker)
-    }
-
-    /// Makes a locker for a Redis Cluster that need not be there yet.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Builder::cluster_lazily`](crate::Builder::cluster_lazily).
-    pub fn cluster_lazily(
-        self,
-        urls: impl IntoIterator<Item = impl AsRef<str>>,
-    ) -> Result<Locker, Error> {
-        self.0.cluster_lazily(urls).map(Locker)
     }
 
     /// Makes a locker without Redis.
