@@ -116,6 +116,7 @@ impl Target {
             }
             Fault::Promote => self.promote(scope).await?,
             Fault::Lag => self.lag(scope, random).await?,
+            _ => return Err(format!("{} is done to a deployment", fault.name()).into()),
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! The faults by name: of which class each is, and what it can be done to.
 
+use crate::engine::Engine;
+
 /// Whether two guards may be held at once under a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -16,6 +18,12 @@ pub enum Kind {
     Links,
     Servers,
     Workers,
+    /// Servers that appoint masters among them, with sentinels or as a cluster.
+    Deployment,
+    /// A deployment with sentinels.
+    Sentinels,
+    /// A cluster.
+    Cluster,
 }
 
 macro_rules! faults {
@@ -61,18 +69,44 @@ faults! {
     "out-of-memory" OutOfMemory Servers Safe
     "block" Block Workers Safe
     "clock-rate" ClockRate Servers Safe
+    "kill-replica" KillReplica Deployment Safe
+    "freeze-sentinel" FreezeSentinel Sentinels Safe
+    "kill-sentinel" KillSentinel Sentinels Safe
+    "slot-move" SlotMove Cluster Safe
+    "freeze-and-move" FreezeAndMove Cluster Safe
+    "reshard" Reshard Cluster Safe
+    "cluster-failover" ClusterFailover Cluster Safe
     "flushall" FlushAll Servers Unsafe
     "restart-empty" RestartEmpty Servers Unsafe
     "evict" Evict Servers Unsafe
     "promote" Promote Servers Unsafe
     "clock-step" ClockStep Servers Unsafe
     "lag" Lag Servers Unsafe
+    "kill-master" KillMaster Deployment Unsafe
+    "freeze-master" FreezeMaster Deployment Unsafe
+    "sentinel-failover" SentinelFailover Sentinels Unsafe
+    "cut-off" CutOff Sentinels Unsafe
+    "takeover" Takeover Cluster Unsafe
 }
 
 impl Fault {
-    /// Whether the fault says something about a quorum only.
-    pub fn needs_several(self) -> bool {
-        matches!(self, Self::CutLinks | Self::Lag | Self::RestartEmptyLate)
+    /// Whether the fault can be done to an engine, and says something about it.
+    pub fn suits(self, engine: Engine) -> bool {
+        match self.kind() {
+            Kind::Workers => true,
+            Kind::Links | Kind::Servers if !engine.is_deployment() => {
+                let needs_several =
+                    matches!(self, Self::CutLinks | Self::Lag | Self::RestartEmptyLate);
+                !needs_several || engine == Engine::Quorum
+            }
+            Kind::Links | Kind::Servers => matches!(
+                self,
+                Self::Freeze | Self::Restart | Self::ClientKill | Self::ScriptFlush
+            ),
+            Kind::Deployment => engine.is_deployment(),
+            Kind::Sentinels => engine == Engine::Sentinel,
+            Kind::Cluster => engine == Engine::Cluster,
+        }
     }
 
     /// Whether fencing puts up with it only as long as the counters are not lost.

@@ -5,6 +5,8 @@
 mod acts;
 mod checker;
 mod clock;
+mod deployment;
+mod engine;
 mod faults;
 mod history;
 mod links;
@@ -30,6 +32,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use engine::Engine;
 use faults::Fault;
 use plan::Plan;
 
@@ -48,8 +51,16 @@ struct Arguments {
     ///
     /// A quorum suffers the same faults, mostly a minority of it, at times a majority or all. A
     /// worker can lose all servers or some of them.
-    #[arg(long, default_value_t = 1, value_parser = parse_servers)]
+    #[arg(long, default_value_t = 1, value_parser = parse_servers, conflicts_with = "engine")]
     servers: usize,
+
+    /// What the locks are on; a quorum is one of 3 servers [default: by --servers]
+    ///
+    /// With sentinels or as a cluster, the servers appoint masters among them: there are faults of
+    /// these (--list names them), and none of the ways between workers and servers. Safe are those
+    /// in which no master is replaced by one that lacks what it acknowledged.
+    #[arg(long)]
+    engine: Option<Engine>,
 
     /// Which faults, when, to whom and for how long
     #[arg(long, default_value_t = 7)]
@@ -67,7 +78,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE.html")]
     page: Option<PathBuf>,
 
-    /// Names the faults
+    /// Names the faults that can be done to the engine
     #[arg(long)]
     list: bool,
 
@@ -106,8 +117,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     if let Some(Role::Worker(arguments)) = arguments.role {
         return worker::run(arguments);
     }
+    let (engine, servers) = match arguments.engine {
+        None => (Engine::over(arguments.servers), arguments.servers),
+        Some(Engine::Quorum) => (Engine::Quorum, 3),
+        Some(engine) => (engine, 1),
+    };
     if arguments.list {
-        for fault in Fault::ALL {
+        for fault in Fault::ALL.iter().filter(|fault| fault.suits(engine)) {
             println!("{:18} {:?}", fault.name(), fault.class());
         }
         return Ok(());
@@ -122,7 +138,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         seconds: arguments.seconds,
         seed: arguments.seed,
         page: arguments.page,
-        ..Plan::new(&arguments.fault, arguments.servers)?
+        ..Plan::new(&arguments.fault, engine, servers)?
     };
     // Starting a server blocks a thread.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -152,6 +168,7 @@ mod tests {
     #[test]
     fn a_worker_is_told_all_that_it_needs() {
         let told = worker::Arguments {
+            engine: Engine::Quorum,
             ports: vec![1, 2, 3],
             resource: "/a b/c".into(),
             lane: 4,

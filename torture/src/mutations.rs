@@ -20,9 +20,9 @@ struct Mutation {
     name: String,
     patch: PathBuf,
     what: String,
-    /// The faults under which it shows, and over how many servers.
+    /// The faults under which it shows, and the argument that says over what.
     faults: String,
-    servers: usize,
+    over: String,
 }
 
 /// Builds and runs them all, or those that are named; an error names those that were not caught.
@@ -92,17 +92,22 @@ fn named(only: &[String]) -> Result<Vec<Mutation>> {
 impl Mutation {
     fn read(patch: PathBuf) -> Result<Self> {
         let text = std::fs::read_to_string(&patch)?;
-        let field = |name: &str| {
+        let find = |name: &str| {
             let mut lines = text.lines();
-            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-            value.ok_or_else(|| format!("{} has no line \"{name}: …\"", patch.display()))
+            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
+        let missing = |name: &str| format!("{} has no line \"{name}: …\"", patch.display());
+        let field = |name: &str| find(name).ok_or_else(|| missing(name));
+        let over = match find("Engine") {
+            Some(engine) => format!("--engine={engine}"),
+            None => format!("--servers={}", field("Servers")?),
         };
         let name = patch.file_stem().unwrap_or_default();
         Ok(Self {
             name: name.to_string_lossy().into_owned(),
             what: field("What")?.to_owned(),
             faults: field("Faults")?.to_owned(),
-            servers: field("Servers")?.parse()?,
+            over,
             patch,
         })
     }
@@ -207,7 +212,7 @@ fn catch(program: &Path, mutation: &Mutation) -> Result<Option<(Duration, String
         let output = Command::new(program)
             .arg(format!("--seconds={seconds}"))
             .arg(format!("--seed={seed}"))
-            .arg(format!("--servers={}", mutation.servers))
+            .arg(&mutation.over)
             .arg(format!("--fault={}", mutation.faults))
             .output()?;
         spent += Duration::from_secs(seconds).max(start.elapsed());

@@ -28,7 +28,20 @@ pub struct Run {
     pub is_change: bool,
 }
 
-/// Watches one server; a frozen one blinds only its own.
+/// What can be seen at one instant.
+pub struct Look {
+    pub seen: Vec<Seen>,
+    /// It is not the server that the last look was at: what is different need not be new.
+    pub is_elsewhere: bool,
+}
+
+/// From where some keys are looked at.
+pub trait View: Send + 'static {
+    /// What is in them, if that can be told.
+    fn look(&mut self) -> Option<Look>;
+}
+
+/// Watches one server, or one key; a frozen server blinds only its own.
 pub struct Observer {
     runs: Arc<Mutex<Vec<Vec<Run>>>>,
     stop: Arc<AtomicBool>,
@@ -36,41 +49,39 @@ pub struct Observer {
 }
 
 impl Observer {
-    pub fn start(port: Arc<AtomicU16>) -> Self {
-        let runs = Arc::new(Mutex::new(vec![Vec::new(); TTLS.len()]));
+    /// Watches all keys at the server that has this port for the time being.
+    pub fn of_server(port: Arc<AtomicU16>) -> Self {
+        Self::start(OneServer {
+            port,
+            connection: None,
+            connected_to: 0,
+        })
+    }
+
+    pub fn start(mut view: impl View) -> Self {
+        let runs = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (all, stopped) = (Arc::clone(&runs), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
-            let mut connection = None;
-            let mut connected_to = 0;
             let mut is_blind = true;
             let mut previous = 0;
             while !stopped.load(Ordering::Relaxed) {
                 std::thread::sleep(EVERY);
-                let target = port.load(Ordering::SeqCst);
-                if connected_to != target {
-                    connection = None;
-                }
-                if connection.is_none() {
-                    connected_to = target;
-                    connection = connect(target).ok();
-                }
                 let before = now();
-                let seen = connection.as_mut().and_then(|c| look(c).ok());
+                let look = view.look();
                 let after = now();
                 is_blind |= after - previous > LONGEST_GAP;
                 previous = before;
-                match (seen, all.lock()) {
-                    (Some(seen), Ok(mut runs)) => {
+                match (look, all.lock()) {
+                    (Some(Look { seen, is_elsewhere }), Ok(mut runs)) => {
+                        is_blind |= is_elsewhere;
+                        runs.resize(seen.len(), Vec::new());
                         for (runs, (value, ttl)) in runs.iter_mut().zip(seen) {
                             enter(runs, value, ttl, (before, after), is_blind);
                         }
                         is_blind = false;
                     }
-                    _ => {
-                        is_blind = true;
-                        connection = None;
-                    }
+                    _ => is_blind = true,
                 }
             }
         });
@@ -81,7 +92,7 @@ impl Observer {
         }
     }
 
-    /// Ends the observation; the runs of each key.
+    /// Ends the observation; the runs of each key that was watched.
     pub fn finish(mut self) -> Vec<Vec<Run>> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -94,7 +105,35 @@ impl Observer {
     }
 }
 
-type Seen = (Option<Vec<u8>>, i64);
+/// The value of a key, and its time to live in milliseconds.
+pub type Seen = (Option<Vec<u8>>, i64);
+
+struct OneServer {
+    port: Arc<AtomicU16>,
+    connection: Option<redis::Connection>,
+    connected_to: u16,
+}
+
+impl View for OneServer {
+    fn look(&mut self) -> Option<Look> {
+        let target = self.port.load(Ordering::SeqCst);
+        let is_elsewhere = self.connected_to != target;
+        if is_elsewhere {
+            self.connection = None;
+        }
+        if self.connection.is_none() {
+            self.connected_to = target;
+            self.connection = connect(target).ok();
+        }
+        match look(self.connection.as_mut()?) {
+            Ok(seen) => Some(Look { seen, is_elsewhere }),
+            Err(_) => {
+                self.connection = None;
+                None
+            }
+        }
+    }
+}
 
 fn look(connection: &mut redis::Connection) -> redis::RedisResult<Vec<Seen>> {
     let mut pipe = redis::pipe();

@@ -74,12 +74,16 @@ impl Outcome {
             None => "-".to_owned(),
         };
         let class = plan.class();
+        let servers = match plan.engine.is_deployment() {
+            true => plan.engine.name().to_owned(),
+            false => plan.servers.to_string(),
+        };
         let rows = [
             (
                 "fault",
                 format!("{} ({class:?}), seed {}", plan.title, plan.seed),
             ),
-            ("servers", plan.servers.to_string()),
+            ("servers", servers),
             (
                 "length",
                 format!("{seconds:.1} s, {} disturbances", self.disturbances),
@@ -177,6 +181,7 @@ pub fn is_left_over(key: &str, millis: i64) -> bool {
 mod tests {
     use super::*;
     use crate::checker::Overlap;
+    use crate::engine::Engine;
 
     fn good() -> Outcome {
         Outcome {
@@ -197,7 +202,7 @@ mod tests {
     }
 
     fn plan(fault: &str) -> Plan {
-        Plan::new(fault, 1).unwrap()
+        Plan::new(fault, Engine::Server, 1).unwrap()
     }
 
     fn problem(change: impl FnOnce(&mut Outcome)) -> String {

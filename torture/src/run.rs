@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::checker::Findings;
+use crate::deployment::Deployment;
+use crate::engine::Engine;
 use crate::faults::Class;
-use crate::history::{History, MS, now};
+use crate::history::{History, MS, Record, now};
 use crate::links::Links;
 use crate::minority::Minority;
 use crate::observer::Observer;
@@ -33,15 +35,23 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     resource.serve(tokio::net::UnixListener::bind(&socket)?, &history);
     testkit::runtime().spawn(pulse::of_traffic(Arc::clone(&history)));
     let nodes = start_nodes(plan)?;
-    let observers: Vec<_> = nodes
-        .iter()
-        .map(|node| Observer::start(Arc::clone(&node.links.target)))
-        .collect();
-    let ports = |lane| nodes.iter().map(|n| n.links.lane(lane).port()).collect();
+    let deployment = Deployment::start(plan);
+    let observers = match &deployment {
+        None => {
+            let ports = nodes.iter().map(|node| Arc::clone(&node.links.target));
+            ports.map(Observer::of_server).collect::<Vec<_>>()
+        }
+        Some(deployment) => deployment.observers(),
+    };
+    let ports = |lane| match &deployment {
+        None => nodes.iter().map(|n| n.links.lane(lane).port()).collect(),
+        Some(deployment) => deployment.ports(),
+    };
     let ports: Vec<Vec<u16>> = (0..WORKERS).map(ports).collect();
-    let workers = Workers::start(ports, plan.seed, socket, &history)?;
+    let workers = Workers::start(plan.engine, ports, plan.seed, socket, &history)?;
     let target = Target {
         nodes,
+        deployment: deployment.map(tokio::sync::Mutex::new),
         workers: Arc::clone(&workers),
         history: Arc::clone(&history),
         troubles: std::sync::Mutex::default(),
@@ -58,13 +68,12 @@ pub async fn run(plan: &Plan) -> Result<Outcome, Box<dyn Error>> {
     for node in &target.nodes {
         left.extend(left_over(&*node.server.lock().await)?);
     }
-    // For each key, the runs of each server.
-    let mut seen = vec![Vec::new(); history::TTLS.len()];
-    for observer in observers {
-        for (seen, runs) in seen.iter_mut().zip(observer.finish()) {
-            seen.push(runs);
+    if let Some(deployment) = &target.deployment {
+        for master in deployment.lock().await.masters() {
+            left.extend(left_over(master)?);
         }
     }
+    let seen = seen_by(plan, observers);
     let tally = match resource.tally.lock() {
         Ok(tally) => *tally,
         Err(_) => return Err("the resource has failed".into()),
@@ -95,7 +104,12 @@ fn start_nodes(plan: &Plan) -> io::Result<Vec<Node>> {
         true => Server::start_with_clock(),
         false => Server::start(),
     };
-    let servers: Vec<_> = (0..plan.servers).map(server).collect::<io::Result<_>>()?;
+    let count = if plan.engine.is_deployment() {
+        0
+    } else {
+        plan.servers
+    };
+    let servers: Vec<_> = (0..count).map(server).collect::<io::Result<_>>()?;
     let ports: Vec<_> = servers.iter().map(|server| server.port).collect();
     let nodes = servers.into_iter().zip(Links::to(&ports, WORKERS));
     let node = |(server, links)| Node {
@@ -103,6 +117,21 @@ fn start_nodes(plan: &Plan) -> io::Result<Vec<Node>> {
         server: tokio::sync::Mutex::new(server),
     };
     Ok(nodes.map(node).collect())
+}
+
+/// For each key, the runs of each server, or of its master, whichever that was.
+fn seen_by(plan: &Plan, observers: Vec<Observer>) -> Vec<Vec<Vec<observer::Run>>> {
+    let finished: Vec<_> = observers.into_iter().map(Observer::finish).collect();
+    if plan.engine == Engine::Cluster {
+        return finished;
+    }
+    let mut seen = vec![Vec::new(); history::TTLS.len()];
+    for runs in finished {
+        for (seen, runs) in seen.iter_mut().zip(runs) {
+            seen.push(runs);
+        }
+    }
+    seen
 }
 
 /// Carries out the faults of the plan; returns what the probe found meanwhile.
@@ -133,6 +162,12 @@ async fn disturb(plan: &Plan, target: &Target, until: u64) -> Result<Vec<String>
         probe,
     );
     first.and(second).map_err(|error| error.to_string())?;
+    if target.deployment.is_some() {
+        // The last fault may have gone on into the calm time.
+        let ends = |record: &mut Record| record.disturbances.iter().map(|d| d.until).max();
+        let calm_until = target.history.with(ends).unwrap_or(0) + CALM;
+        tokio::time::sleep(Duration::from_nanos(calm_until.saturating_sub(now()))).await;
+    }
     Ok(probed)
 }
 
@@ -147,10 +182,14 @@ fn check(
     let runs: Vec<_> = seen.iter().map(|servers| majority::of(servers)).collect();
     let mut findings = history.with(|record| checker::check(record, &runs, plan.class(), end));
     if plan.class() == Class::Safe {
-        findings.violations.extend(match plan.servers {
-            1 => history.with(|record| checker::passed_over(record, &runs, end)),
-            _ => leaks(history, seen, end),
+        findings.violations.extend(match plan.engine {
+            Engine::Quorum => leaks(history, seen, end),
+            _ => history.with(|record| checker::passed_over(record, &runs, end)),
         });
+    }
+    if plan.engine.is_deployment() {
+        let told = history.with(|record| checker::failed_over(record, &runs, end));
+        findings.violations.extend(told);
     }
     let troubles = match target.troubles.lock() {
         Ok(troubles) => troubles.clone(),
@@ -180,7 +219,7 @@ fn leaks(history: &History, seen: &[Vec<Vec<observer::Run>>], end: u64) -> Vec<S
 }
 
 /// What should not be on the server when nobody holds or waits.
-fn left_over(server: &Server) -> redis::RedisResult<Vec<String>> {
+fn left_over(server: &testkit::Server) -> redis::RedisResult<Vec<String>> {
     let mut left: Vec<String> = server.query(&["KEYS", "torture:*"])?;
     for key in server.query::<Vec<String>>(&["KEYS", "{torture:*"])? {
         let millis: i64 = server.query(&["PTTL", &key])?;

@@ -10,7 +10,7 @@ use testkit::{Launch, eventually_blocking};
 use crate::clock::Clock;
 
 /// Each change is in its log before it is answered, and a replica gets its copy at once.
-const PERSISTENT: [&str; 6] = [
+pub const PERSISTENT: [&str; 6] = [
     "--appendonly",
     "yes",
     "--appendfsync",

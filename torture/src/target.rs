@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use testkit::{Mode, Proxy};
+use tokio::sync::MutexGuard;
 
+use crate::deployment::Deployment;
 use crate::faults::{Class, Fault, Kind};
 use crate::history::{Disturbance, History, now};
 use crate::links::Links;
@@ -19,7 +21,10 @@ pub struct Node {
 }
 
 pub struct Target {
+    /// Servers that do not know each other.
     pub nodes: Vec<Node>,
+    /// Those that do.
+    pub deployment: Option<tokio::sync::Mutex<Deployment>>,
     pub workers: Arc<Workers>,
     pub history: Arc<History>,
     pub troubles: Mutex<Vec<Trouble>>,
@@ -55,13 +60,13 @@ impl Target {
         while !faults.is_empty() && now() < until {
             let fault = faults[random.usize(..faults.len())];
             // What one fault draws in its course does not change the next.
-            self.carry_out(fault, random.fork()).await?;
+            self.carry_out(fault, random.fork(), until).await?;
             tokio::time::sleep(pause(&mut random)).await;
         }
         Ok(())
     }
 
-    async fn carry_out(&self, fault: Fault, mut random: fastrand::Rng) -> Outcome {
+    async fn carry_out(&self, fault: Fault, mut random: fastrand::Rng, until: u64) -> Outcome {
         let scope = self.scope(fault, &mut random);
         let mut details = Vec::new();
         if self.nodes.len() > 1 {
@@ -79,8 +84,15 @@ impl Target {
             Fault::KillWorkers | Fault::Reset | Fault::ClientKill | Fault::ScriptFlush => {}
             _ => details.push(format!("{} ms", scope.length.as_millis())),
         }
+        let deployment = self.deployment_for(fault).await;
         let from = now();
-        self.act(fault, &scope, &mut random).await?;
+        if from > until {
+            return Ok(());
+        }
+        match deployment {
+            Some(mut deployment) => self.act_on(&mut deployment, fault, &scope, random).await?,
+            None => self.act(fault, &scope, &mut random).await?,
+        }
         let until = now();
         if let Ok(mut troubles) = self.troubles.lock() {
             troubles.push(Trouble {
@@ -91,8 +103,8 @@ impl Target {
         }
         self.history.with(|record| {
             let whom: Vec<Option<usize>> = match fault.kind() {
-                Kind::Servers => vec![None],
-                _ => scope.lanes.iter().map(|&lane| Some(lane)).collect(),
+                Kind::Links | Kind::Workers => scope.lanes.iter().copied().map(Some).collect(),
+                _ => vec![None],
             };
             for lane in whom {
                 record.disturbances.push(Disturbance {
@@ -105,6 +117,29 @@ impl Target {
             }
         });
         Ok(())
+    }
+
+    /// The deployment, for no other fault meanwhile, if the fault is done to it.
+    async fn deployment_for(&self, fault: Fault) -> Option<MutexGuard<'_, Deployment>> {
+        match (&self.deployment, fault.kind()) {
+            (_, Kind::Workers) | (None, _) => None,
+            (Some(deployment), _) => Some(deployment.lock().await),
+        }
+    }
+
+    async fn act_on(
+        &self,
+        deployment: &mut Deployment,
+        fault: Fault,
+        scope: &Scope,
+        mut random: fastrand::Rng,
+    ) -> Outcome {
+        if fault.class() == Class::Unsafe {
+            for &lane in &scope.lanes {
+                self.workers.order(lane, "linger 2000");
+            }
+        }
+        deployment.act(fault, scope.length, &mut random).await
     }
 
     fn scope(&self, fault: Fault, random: &mut fastrand::Rng) -> Scope {
@@ -120,7 +155,7 @@ impl Target {
         let minority = self.minority();
         let is_small = random.u32(..6) < if fault.class() == Class::Safe { 4 } else { 2 };
         let hit = match self.nodes.len() {
-            1 => 1,
+            few @ (0 | 1) => few,
             // One that lacks what a majority has is no harm.
             all if fault == Fault::Promote => random.usize(minority + 1..=all),
             _ if fault == Fault::Lag => 1,
@@ -167,7 +202,7 @@ impl Target {
 
     /// How many servers may fail without a loss.
     pub fn minority(&self) -> usize {
-        (self.nodes.len() - 1) / 2
+        self.nodes.len().saturating_sub(1) / 2
     }
 
     fn spares_a_majority(&self, fault: Fault, scope: &Scope) -> bool {
@@ -178,7 +213,7 @@ impl Target {
                 .lanes
                 .iter()
                 .all(|&lane| lost(lane) <= self.minority()),
-            Kind::Workers => false,
+            _ => false,
         }
     }
 

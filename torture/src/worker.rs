@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use clap::Args;
 use redlease::{CancellationToken, LockGuard, Locker, LostReason};
+use testkit::MASTER;
 use tokio::runtime::{self, Handle};
 
+use crate::engine::Engine;
 use crate::history::{MS, now};
 use crate::{pulse, task};
 
@@ -24,7 +26,9 @@ const NOTE_EVERY: u64 = 8 * MS;
 
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// The proxies that lead to the servers
+    #[arg(long)]
+    pub engine: Engine,
+    /// The proxies that lead to the servers; or the servers, or sentinels, themselves
     #[arg(long, value_delimiter = ',')]
     pub ports: Vec<u16>,
     /// The socket of the resource that the locks guard
@@ -40,9 +44,10 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    pub fn to_words(&self) -> [String; 5] {
+    pub fn to_words(&self) -> [String; 6] {
         let ports: Vec<_> = self.ports.iter().map(u16::to_string).collect();
         [
+            format!("--engine={}", self.engine.name()),
             format!("--ports={}", ports.join(",")),
             format!("--resource={}", self.resource.display()),
             format!("--lane={}", self.lane),
@@ -134,9 +139,11 @@ async fn connect(arguments: &Arguments) -> Locker {
     loop {
         let owner = format!("worker-{}.{}", arguments.lane, arguments.life);
         let builder = Locker::builder().owner(owner);
-        let locker = match &urls[..] {
-            [url] => builder.connect(url).await,
-            _ => builder.quorum(&urls).await,
+        let locker = match arguments.engine {
+            Engine::Server => builder.connect(&urls[0]).await,
+            Engine::Quorum => builder.quorum(&urls).await,
+            Engine::Sentinel => builder.sentinel(&urls, MASTER).await,
+            Engine::Cluster => builder.cluster(&urls).await,
         };
         match locker {
             Ok(locker) => return locker,

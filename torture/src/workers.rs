@@ -8,10 +8,15 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::engine::Engine;
 use crate::history::{History, Life, now};
 use crate::worker::Arguments;
 
+/// How long a process has until what it uses is compared: on a busy machine it takes time to start.
+const YOUTH: Duration = Duration::from_secs(2);
+
 pub struct Workers {
+    engine: Engine,
     lanes: Vec<Mutex<Lane>>,
     history: Arc<History>,
     ending: AtomicBool,
@@ -24,6 +29,7 @@ struct Lane {
     ports: Vec<u16>,
     lives: usize,
     child: Option<(Child, ChildStdin)>,
+    began: Option<Instant>,
     reader: Option<JoinHandle<()>>,
     /// What the present process used at its first measurement, and at the last.
     use_of: Option<(Usage, Usage)>,
@@ -39,6 +45,7 @@ pub struct Usage {
 
 impl Workers {
     pub fn start(
+        engine: Engine,
         ports: Vec<Vec<u16>>,
         seed: u64,
         resource: PathBuf,
@@ -51,6 +58,7 @@ impl Workers {
             })
         };
         let workers = Arc::new(Self {
+            engine,
             lanes: ports.into_iter().map(lane).collect(),
             history: Arc::clone(history),
             ending: AtomicBool::new(false),
@@ -95,6 +103,9 @@ impl Workers {
         for lane in 0..self.count() {
             let pid = self.pid(lane);
             self.in_lane(lane, |lane| {
+                if lane.began.is_none_or(|began| began.elapsed() < YOUTH) {
+                    return;
+                }
                 let Some(usage) = pid.and_then(usage) else {
                     return;
                 };
@@ -134,6 +145,7 @@ impl Workers {
         let workers = Arc::clone(self);
         self.in_lane(number, |lane| {
             let arguments = Arguments {
+                engine: workers.engine,
                 ports: lane.ports.clone(),
                 resource: workers.resource.clone(),
                 lane: number,
@@ -150,6 +162,7 @@ impl Workers {
                 return Err(io::Error::other("a worker without pipes"));
             };
             lane.child = Some((child, input));
+            lane.began = Some(Instant::now());
             lane.use_of = None;
             let life = lane.lives;
             lane.lives += 1;

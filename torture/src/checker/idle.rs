@@ -6,7 +6,7 @@ use crate::history::{Claim, MS};
 use crate::observer::Run;
 
 /// How long a lock may stay free with somebody waiting: the slowest heartbeat is 333 ms.
-const LONGEST_IDLE: u64 = 333 * MS + SLACK;
+pub(super) const LONGEST_IDLE: u64 = 333 * MS + SLACK;
 
 impl Checker<'_> {
     /// A waiter that is not disturbed asks for a free lock by itself, whatever the others do.

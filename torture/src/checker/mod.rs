@@ -6,6 +6,7 @@
 
 mod claims;
 mod disruptions;
+mod failovers;
 mod idle;
 mod keys;
 #[cfg(test)]
@@ -98,6 +99,18 @@ pub fn passed_over(record: &Record, runs: &[Vec<Run>], end: u64) -> Vec<String> 
     for (key, runs) in runs.iter().enumerate() {
         let claims: Vec<&Claim> = record.claims.iter().filter(|c| c.key == key).collect();
         checker.passed_over(key, &claims, runs);
+    }
+    checker.findings.violations
+}
+
+/// P4, P13: guards that outlived their keys, and locks that nobody got again after the last fault.
+/// Where masters replace each other, the keys were seen at the one that was appointed.
+pub fn failed_over(record: &Record, runs: &[Vec<Run>], end: u64) -> Vec<String> {
+    let mut checker = Checker::new(record, runs, Class::Safe, end);
+    for (key, runs) in runs.iter().enumerate() {
+        let claims: Vec<&Claim> = record.claims.iter().filter(|c| c.key == key).collect();
+        checker.unreported(key, &claims, runs);
+        checker.not_recovered(key, &claims);
     }
     checker.findings.violations
 }

@@ -1,6 +1,6 @@
 //! Histories made by hand, for the tests of the checks. Times are milliseconds.
 
-use crate::checker::{Findings, check, passed_over};
+use crate::checker::{Findings, check, failed_over, passed_over};
 use crate::faults::Class;
 use crate::history::{Claim, Disturbance, Guard, Life, MS, Record, Write};
 use crate::observer::Run;
@@ -168,6 +168,10 @@ impl Story {
 
     pub(super) fn passed_over(&self) -> Vec<String> {
         passed_over(&self.record, std::slice::from_ref(&self.runs), END * MS)
+    }
+
+    pub(super) fn failed_over(&self) -> Vec<String> {
+        failed_over(&self.record, std::slice::from_ref(&self.runs), END * MS)
     }
 
     /// Exactly one violation, which begins like this.
