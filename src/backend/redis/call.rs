@@ -33,7 +33,7 @@ pub(in crate::backend) struct Call<'a> {
 
 /// What is noted of a request before it is sent over a connection. That of a request that failed is
 /// dropped.
-pub(in crate::backend) trait Note {
+pub(in crate::backend) trait Note: Send {
     /// The server refused the request, and so did not carry it out.
     fn refused(self)
     where
@@ -75,7 +75,7 @@ impl Server {
         &self,
         call: Call<'_>,
         within: Duration,
-        note: impl Fn(&Arc<Connection>) -> N,
+        note: impl Fn(&Arc<Connection>) -> N + Send + Sync,
     ) -> Result<(Reply, N), Failure> {
         let until = Instant::now() + within;
         let way = Way::Any { within };
@@ -137,7 +137,7 @@ impl Server {
         way: Way,
         call: Call<'_>,
         until: Instant,
-        note: impl Fn(&Arc<Connection>) -> N,
+        note: impl Fn(&Arc<Connection>) -> N + Send + Sync,
     ) -> Result<(Reply, N), Failure> {
         let mut is_once = false;
         let mut redirections = 0;
