@@ -11,6 +11,7 @@ use crate::backend::redis::Server;
 use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::reach::Way;
 use crate::backend::redis::reply::Reply;
+use crate::backend::redis::rights;
 use crate::backend::redis::script::{self, Script};
 use crate::backend::redis::unsettled::UnsettledRequest;
 use crate::error::Fault;
@@ -164,7 +165,10 @@ impl Server {
                     }
                     None
                 }
-                failure => return Err(failure),
+                failure => {
+                    let named = rights::name_keys(&connection, call.keys, failure, until);
+                    return Err(Box::pin(named).await);
+                }
             };
             note.refused();
             (connection, is_once) = match to {

@@ -119,6 +119,15 @@ pub(crate) fn is_forbidden(fault: &Fault) -> bool {
     error.is_some_and(|error| has_code(error, &["NOPERM"]) || mentions_any(error, &UNKNOWN_COMMAND))
 }
 
+/// Whether the user may send the command, and not read or write one of its keys.
+pub(crate) fn is_about_a_key(fault: &Fault) -> bool {
+    let error = fault.cause.downcast_ref::<RedisError>();
+    // "access one of the keys used as arguments" before version 7.2, "access a key" since then.
+    error.is_some_and(|error| {
+        has_code(error, &["NOPERM"]) && mentions_any(error, &["access a key", "one of the keys"])
+    })
+}
+
 /// Whether a server that was asked about the slots of its cluster is in none.
 pub(crate) fn has_no_cluster(fault: &Fault) -> bool {
     let error = fault.cause.downcast_ref::<RedisError>();

@@ -4,6 +4,7 @@ use redis::Value;
 use tokio::time::Instant;
 
 use crate::backend::redis::connection::{Connection, Failure};
+use crate::backend::redis::error_class::is_about_a_key;
 use crate::backend::redis::script::{self, Argument, Script};
 
 /// Fails if a command is missing without which a lock could be acquired and not be released.
@@ -41,6 +42,39 @@ pub(super) async fn check(
         }
     }
     Ok(())
+}
+
+/// Names the keys for which a request was refused: the server does not tell them apart.
+pub(super) async fn name_keys(
+    connection: &Connection,
+    keys: &[&str],
+    failure: Failure,
+    until: Instant,
+) -> Failure {
+    let Failure::Fault(fault) = &failure else {
+        return failure;
+    };
+    if !is_about_a_key(fault) {
+        return failure;
+    }
+    let mut refused = Vec::new();
+    for &key in keys {
+        // As the scripts do it: a script may read and write all of its keys.
+        let mut command = redis::cmd("EVAL");
+        command.arg("return 1").arg(1).arg(key);
+        match connection.send(&command, until).await {
+            Err(Failure::Fault(fault)) if is_about_a_key(&fault) => refused.push(key),
+            _ => {}
+        }
+    }
+    if refused.is_empty() {
+        return failure;
+    }
+    let text = format!(
+        "the user may not read and write these keys, which the lock needs: {}",
+        refused.join(", ")
+    );
+    Failure::Fault(connection.refusal(text))
 }
 
 fn names(reply: &Value) -> Vec<String> {
