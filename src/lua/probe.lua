@@ -2,6 +2,7 @@
 -- rule. Nobody has a key of this name, and nothing is written.
 -- KEYS[1] or ARGV[1] a name: the latter where the user may not touch such a key. A server asks for
 -- the right to the command first, so the answer is the same.
+-- ARGV[2] onwards: commands without arguments that are needed beside those of the scripts
 -- Returns their names.
 local name = KEYS[1] or ARGV[1]
 local calls = {
@@ -11,6 +12,9 @@ local calls = {
   {'TIME'}, {'ZADD', name, 'XX', 1, 'x'}, {'ZPOPMIN', name}, {'ZRANGE', name, 0, 0},
   {'ZREM', name, 'x'},
 }
+for i = 2, #ARGV do
+  calls[#calls + 1] = {ARGV[i]}
+end
 local missing = {}
 for _, call in ipairs(calls) do
   local answer = redis.pcall(unpack(call))

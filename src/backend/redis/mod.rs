@@ -91,7 +91,8 @@ impl Server {
     /// Finds out whether locks can be kept here, and what endangers them, in one go.
     async fn check(&self, connection: &Connection, until: Instant) -> Result<Dangers, Fault> {
         let rights = async {
-            let checked = rights::check(connection, &self.probe, until).await;
+            let is_in_cluster = matches!(self.reach, Reach::Cluster(_));
+            let checked = rights::check(connection, &self.probe, is_in_cluster, until).await;
             checked.map_err(|failure| self.fault(failure))
         };
         let has_all_keys = async {

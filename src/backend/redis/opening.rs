@@ -353,14 +353,19 @@ impl Opener {
         until: Instant,
     ) -> Result<Subscription, Fault> {
         if connection.channel.contains('{') {
-            match self
-                .try_to_subscribe("SSUBSCRIBE", connection, until)
-                .await?
-            {
-                // Redis before version 7 has only channels of the whole cluster.
-                Subscription::Refused => connection.channel = channel(None),
-                other => return Ok(other),
+            // Of no use if the release of a lock may not publish there. All users of a cluster's
+            // locks have the same rights, as a rule.
+            if self.may_publish(connection, until).await? {
+                match self
+                    .try_to_subscribe("SSUBSCRIBE", connection, until)
+                    .await?
+                {
+                    Subscription::Refused => {}
+                    other => return Ok(other),
+                }
             }
+            // Redis before version 7 has only channels of the whole cluster.
+            connection.channel = channel(None);
         }
         let outcome = self
             .try_to_subscribe("SUBSCRIBE", connection, until)
@@ -370,6 +375,19 @@ impl Opener {
             self.no_pushes.tell(&self.server, Missing::Grants, why);
         }
         Ok(outcome)
+    }
+
+    /// Whether the user may publish to the connection's channel, which is one of this server.
+    async fn may_publish(&self, connection: &Connection, until: Instant) -> Result<bool, Fault> {
+        let mut command = redis::cmd("SPUBLISH");
+        command.arg(&connection.channel).arg("");
+        match connection.send(&command, until).await {
+            Ok(_) => Ok(true),
+            // The channel's slot is not there any more: another try has another.
+            Err(Failure::Redirected(_, fault) | Failure::NotNow(fault)) => Err(fault),
+            Err(Failure::Fault(fault)) if !declines(&fault) => Err(fault),
+            Err(_) => Ok(false),
+        }
     }
 
     async fn try_to_subscribe(

@@ -14,15 +14,23 @@ use crate::backend::redis::script::{self, Argument, Script};
 pub(super) async fn check(
     connection: &Connection,
     name: &str,
+    is_in_cluster: bool,
     until: Instant,
 ) -> Result<(), Failure> {
+    // A release that is to follow a slot which moves needs it; it shows at no other time.
+    let arguments = [Argument::Text(name), Argument::Text("ASKING")];
+    let arguments = if is_in_cluster {
+        &arguments[..]
+    } else {
+        &arguments[..1]
+    };
     // `EVAL` is needed after `SCRIPT FLUSH`, a restart, and for what is cleaned up (P10).
     for call in [Script::by_digest, Script::in_full] {
-        let with_key = call(&script::PROBE, &[name], &[], "");
+        let with_key = call(&script::PROBE, &[name], arguments, "");
         let mut answer = connection.send(&with_key, until).await;
         if let Err(Failure::Fault(_) | Failure::NotNow(_) | Failure::Redirected(..)) = answer {
             // The key alone may be what is refused, or not served here.
-            let without_key = call(&script::PROBE, &[], &[Argument::Text(name)], "");
+            let without_key = call(&script::PROBE, &[], arguments, "");
             answer = connection.send(&without_key, until).await;
         }
         match answer {
