@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use redis::{Msg, Value};
+use redis::{Msg, RedisError, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::fan_out::FanOut;
@@ -64,7 +64,12 @@ async fn listen_to(sentinels: Arc<Sentinels>, sentinel: Arc<Sentinel>) {
 async fn hear(sentinels: &Sentinels, sentinel: &Sentinel) -> bool {
     let subscribe = async {
         let mut connection = sentinel.client.get_async_pubsub().await?;
-        connection.subscribe(SWITCH).await?;
+        let subscribed = connection.subscribe(SWITCH).await;
+        if subscribed.as_ref().is_err_and(is_refusal) {
+            // Who may not hear asks, as often as it tries.
+            sentinels.hint.notify_one();
+        }
+        subscribed?;
         let _ = connection.subscribe(PROMOTION).await;
         Ok(connection.split())
     };
@@ -83,9 +88,11 @@ async fn hear(sentinels: &Sentinels, sentinel: &Sentinel) -> bool {
             biased;
             message = messages.next() => message,
             () = sleep(PING_EVERY) => {
-                match in_time(sentinels.limit, sink.ping::<Value>()).await {
-                    Some(_) => continue,
-                    None => None,
+                match timeout(sentinels.limit, sink.ping::<Value>()).await {
+                    Ok(Ok(_)) => continue,
+                    // To be told that one may not is an answer.
+                    Ok(Err(error)) if is_refusal(&error) => continue,
+                    Ok(Err(_)) | Err(_) => None,
                 }
             }
         };
@@ -95,6 +102,10 @@ async fn hear(sentinels: &Sentinels, sentinel: &Sentinel) -> bool {
             None => return answers > 1,
         }
     }
+}
+
+fn is_refusal(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
 }
 
 async fn in_time<T>(
