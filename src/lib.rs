@@ -177,46 +177,15 @@
 //! its own, `a{b}c`, keeps it: its counter is `a{b}c:{fence}`. A quorum's servers also keep
 //! `{invoice:42}:fence-owner`, as long as the counter.
 //!
-//! # Rights in Redis
-//!
-//! An ACL user needs no more than this for the lock `invoice:42`:
-//!
-//! ```text
-//! ~invoice:42 ~{invoice:42}:fence ~{invoice:42}:lock-queue ~{invoice:42}:lock-waiters
-//! resetchannels &redlease:* -@all +evalsha +eval +time +get +set +exists +pttl +pexpire +del
-//! +zadd +zrem +zrange +zpopmin +hset +hget +hdel
-//! +client|tracking +client|caching +subscribe +publish +ping
-//! ```
-//!
-//! Behind sentinels also `+role`, or else `+info`, on the servers; on the sentinels
-//! `+sentinel|get-master-addr-by-name +sentinel|master +subscribe +ping` and the channels
-//! `&+switch-master &+promoted-slave`. Without `sentinel|master` the sentinels' epochs cannot be
-//! compared, and most of them win; without the second channel a failover is heard of some 100 ms
-//! later.
-//!
-//! On the servers of a quorum also `~{invoice:42}:fence-owner`, and `+select` where the URL names a
-//! database. The last line makes waiting and the notice of a theft prompt, and can be missing. Any
-//! other missing command is [`Error::Refused`] when the locker connects (at its first acquire if it
-//! was made by [`Builder::connect_lazily`]), a missing key when the lock is acquired: no user is
-//! granted a lock that it may not release. Over a quorum, a right that is missing at a minority of
-//! the servers is a warning in `tracing` only. (Connecting tries the commands on a key
-//! `redlease-probe:<uuid>`, behind the prefix; it writes nothing. A user that may not touch that
-//! key leaves a trace of it in `ACL LOG`.)
-//!
-//! With `+info`, connecting also finds out whether the server may evict locks, or is a replica that
-//! takes writes, and warns of that in `tracing`. Without it, nothing is said.
-//!
-//! Whoever has these rights is trusted: it can delete the lock like any other key, or tell a waiter
-//! that it was granted what it was not. What is written beside the lock by mistake does less: a
-//! waiter's record or a message that this crate would not write is passed over, no message makes a
-//! process release what was never its own, and a counter that is not a number, or too close to 2^53
-//! to go on, is [`Error::Refused`] and names the counter. Delete it then; the numbers go on from
-//! the clock.
-//!
 //! `redis-cli GET invoice:42` answers who has the lock: the label is `host/pid` unless
 //! [`Builder::owner`] says otherwise. `SET key value NX PX` is what most lock libraries in other
 //! languages do, and we exclude each other on the same key. A value that somebody else wrote is
 //! opaque to us; a key of another type (Redisson's locks are hashes) is [`Error::Refused`].
+//!
+//! # Deployments and rights
+//!
+//! What each kind of deployment gives and loses, its settings, TLS, the exact rights that an ACL user
+//! needs, and the servers that were tested: [`guide::deployments`].
 //!
 //! # Broken on purpose
 //!
@@ -240,8 +209,9 @@
 //!
 //! # TLS
 //!
-//! With the feature `tls`, a URL that begins with `rediss://` is connected to with TLS, by
-//! [`Locker::connect`] and [`Locker::quorum`] alike, in both APIs. The server is trusted if its
+//! With the feature `tls`, a URL that begins with `rediss://` is connected to with TLS, with
+//! every engine, in both APIs. The servers of a cluster are reached as the first URL says, a master
+//! behind sentinels as its own URL says. The server is trusted if its
 //! certificate is valid now, names the host of the URL, and was issued by an authority that the
 //! system knows, or that [`Builder::root_certificates`] names. [`Builder::client_certificate`] is what
 //! the server knows us by. A `redis::Client` with TLS settings of its own is for
@@ -279,6 +249,14 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
+
+#[cfg(doc)]
+pub mod guide {
+    //! Chapters beside the first page.
+
+    #[doc = include_str!("../docs/deployments.md")]
+    pub mod deployments {}
+}
 
 mod acquire;
 mod backend;
