@@ -1,7 +1,8 @@
 //! How a redis-server is started: the one that is first on the PATH, whatever its version.
 
+use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::net::TcpListener;
@@ -11,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
 
 use crate::process::end;
@@ -97,9 +99,9 @@ impl Launch {
         let folder = tempfile::tempdir()?;
         // Somebody else may take a free port before the server does.
         for _ in 0..ATTEMPTS {
-            let port = free_port()?;
+            let port = Port::free()?;
             self.configure(folder.path())?;
-            let mut child = self.spawn(port, folder.path())?;
+            let mut child = self.spawn(port.number, folder.path())?;
             if comes_up(&mut child, folder.path())? {
                 return Ok(Server::new(child, port, folder, self));
             }
@@ -184,19 +186,41 @@ pub(crate) fn tls_port(port: u16) -> u16 {
     port + 1
 }
 
-/// A port that is free together with the one for TLS and the buses of both.
-fn free_port() -> io::Result<u16> {
-    let (lowest, count) = PORTS;
-    for _ in 0..ATTEMPTS {
-        let random = RandomState::new().hash_one(()) % u64::from(count / 2);
-        let port = lowest + 2 * u16::try_from(random).expect("less than the count");
-        let ports = [port, tls_port(port), port + BUS, tls_port(port) + BUS];
-        let free = |&port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if ports.iter().all(free) {
-            return Ok(port);
+/// A port, with the one for TLS and the buses of both, that no other server of ours gets while this
+/// one lives: also where it is down for a while.
+#[derive(Debug)]
+pub(crate) struct Port {
+    pub(crate) number: u16,
+    /// Locked; the tests run in several processes.
+    _reservation: File,
+}
+
+impl Port {
+    fn free() -> io::Result<Self> {
+        let folder = env::temp_dir().join("redlease-testkit-ports");
+        fs::create_dir_all(&folder)?;
+        let (lowest, count) = PORTS;
+        for _ in 0..ATTEMPTS {
+            let random = RandomState::new().hash_one(()) % u64::from(count / 2);
+            let number = lowest + 2 * u16::try_from(random).expect("less than the count");
+            let reservation = File::create(folder.join(number.to_string()))?;
+            let is_ours = flock(&reservation, FlockOperation::NonBlockingLockExclusive).is_ok();
+            let ports = [
+                number,
+                tls_port(number),
+                number + BUS,
+                tls_port(number) + BUS,
+            ];
+            let free = |&port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+            if is_ours && ports.iter().all(free) {
+                return Ok(Self {
+                    number,
+                    _reservation: reservation,
+                });
+            }
         }
+        Err(io::Error::other("no free port"))
     }
-    Err(io::Error::other("no free port"))
 }
 
 /// Waits until the server answers, or has ended. An answer of any kind will do: it may want a

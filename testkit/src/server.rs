@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tempfile::TempDir;
 
-use crate::launch::{Launch, SOCKET, tls_port};
+use crate::launch::{Launch, Port, SOCKET, tls_port};
 use crate::process::{end, freeze, thaw};
 use crate::wait::DEADLINE;
 
@@ -20,6 +20,7 @@ pub struct Server {
     child: Child,
     /// Its loopback port.
     pub port: u16,
+    _reserved: Port,
     folder: TempDir,
     launch: Launch,
     /// It is neither frozen nor killed.
@@ -27,10 +28,11 @@ pub struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(child: Child, port: u16, folder: TempDir, launch: Launch) -> Self {
+    pub(crate) fn new(child: Child, port: Port, folder: TempDir, launch: Launch) -> Self {
         Self {
             child,
-            port,
+            port: port.number,
+            _reserved: port,
             folder,
             launch,
             runs: AtomicBool::new(true),
