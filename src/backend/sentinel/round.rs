@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Client, Pipeline, RedisConnectionInfo, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, Pipeline, RedisConnectionInfo, RedisError, Value,
+};
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::fan_out::FanOut;
@@ -26,6 +28,9 @@ pub(super) struct Sentinel {
     /// It did not answer when it was asked last. Others are not kept waiting for it.
     is_silent: AtomicBool,
 }
+
+/// How often a sentinel is asked that hangs up.
+const TRIES: u32 = 3;
 
 /// What a sentinel says of a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +54,13 @@ enum Silence {
 impl Sentinel {
     pub(super) fn new(client: &Client) -> Result<Self, RedisError> {
         let info = client.get_connection_info().clone();
-        let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let settings = RedisConnectionInfo::default();
+        let settings = match info.addr() {
+            // A certificate may be refused after the handshake. redis-rs tells that only if a
+            // request of its own is under way then.
+            ConnectionAddr::TcpTls { .. } => settings,
+            _ => settings.set_skip_set_lib_name(),
+        };
         Ok(Self {
             client: client.clone(),
             name: text_of(info.addr()).into(),
@@ -63,6 +74,19 @@ impl Sentinel {
     }
 
     async fn ask(&self, master: &str) -> Result<Named, Silence> {
+        let address = self.client.get_connection_info().addr();
+        let has_tls = matches!(address, ConnectionAddr::TcpTls { .. });
+        for _ in 1..TRIES {
+            match self.ask_once(master).await {
+                // What the server said of a certificate may have been lost with the connection.
+                Err(Silence::Error(error)) if has_tls && error.is_connection_dropped() => {}
+                answer => return answer,
+            }
+        }
+        self.ask_once(master).await
+    }
+
+    async fn ask_once(&self, master: &str) -> Result<Named, Silence> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None);
