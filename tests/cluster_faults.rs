@@ -125,6 +125,31 @@ async fn p13_no_guard_is_lost_by_a_reshard() {
     }
 }
 
+/// Operators' tools move the lowest slots of a server first, one by one.
+#[tokio::test]
+async fn a_reshard_leaves_the_connections_to_its_source_alone() {
+    let cluster = three_masters();
+    let locker = locker(&cluster).await;
+    let source = &cluster.nodes[0];
+    let subscribers = || {
+        let clients: String = source.command(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+        let id = |client: &str| client.split(' ').next().map(str::to_owned);
+        let mut ids: Vec<_> = clients.lines().filter_map(id).collect();
+        ids.sort();
+        ids
+    };
+    let slots = cluster.slots_of(0);
+    let before = subscribers();
+    assert_eq!(before.len(), 2, "the caller's and the driver's");
+    for slot in &slots[..20] {
+        cluster.move_slot(*slot, 1).run();
+        let lock = locker.mutex(key_in(slots[30]));
+        let guard = in_time("a guard", lock.lock()).await.unwrap();
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
+    assert_eq!(subscribers(), before);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_guard_is_lost_by_a_failover_by_hand() {
     let cluster = with_replicas(true);
@@ -255,14 +280,14 @@ async fn p13_a_lost_step_answers_nobody() {
     let locker = locker(&cluster).await;
     let (from, to) = (&cluster.nodes[0], &cluster.nodes[2]);
     let slots = cluster.slots_of(0);
-    // The channel is in the first slot of its server.
-    let first = slots[0];
+    // The channel is in the last slot of its server.
+    let last = *slots.last().expect("a slot");
     let ttl = Duration::from_secs(20);
     let guards = guards_at(&cluster, &locker, 0, 81, ttl).await;
     let mut guards: Vec<_> = guards.into_iter().skip(1).collect();
     let others = guards.split_off(20);
     let stolen = guards;
-    let moving = cluster.move_slot(first, 2);
+    let moving = cluster.move_slot(last, 2);
     moving.import();
     moving.migrate();
     moving.move_keys();
@@ -292,7 +317,7 @@ async fn p13_a_lost_step_answers_nobody() {
         eventually("the renewals wait", || waiting("evalsha") > 0).await;
         let owner: String = to.command(&["CLUSTER", "MYID"]);
         for node in [to, from] {
-            node.command::<()>(&["CLUSTER", "SETSLOT", &first.to_string(), "NODE", &owner]);
+            node.command::<()>(&["CLUSTER", "SETSLOT", &last.to_string(), "NODE", &owner]);
         }
         from.command::<()>(&["CLIENT", "UNPAUSE"]);
     };

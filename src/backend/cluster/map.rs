@@ -85,12 +85,13 @@ impl Map {
         (owner != NOBODY).then_some(usize::from(owner))
     }
 
-    /// A slot of the master.
+    /// The last slot of the master: tools that move some of a server's slots begin with the first,
+    /// and a connection ends when the slot of its channel leaves the server.
     pub(super) fn slot_of(&self, master: &Address) -> Option<usize> {
         let index = self.masters.iter().position(|known| known == master)?;
         self.owners
             .iter()
-            .position(|owner| usize::from(*owner) == index)
+            .rposition(|owner| usize::from(*owner) == index)
     }
 
     /// Gives a slot to a master.
@@ -175,7 +176,7 @@ mod tests {
         assert_eq!(master_of(&map, 0), Some(&at(1)));
         assert_eq!(master_of(&map, 99), Some(&at(1)));
         assert_eq!(master_of(&map, 100), Some(&at(2)));
-        assert_eq!(map.slot_of(&at(2)), Some(100));
+        assert_eq!(map.slot_of(&at(1)), Some(99));
         assert_eq!(map.slot_of(&at(4)), None);
     }
 
