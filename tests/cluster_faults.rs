@@ -246,6 +246,24 @@ async fn a_hung_shard_delays_no_other() {
     assert_held(&elsewhere);
 }
 
+/// The thread that asks about the slots has no use for most of its connections: those to the
+/// healthy servers may be gone by the time that another hangs.
+#[tokio::test]
+async fn a_hung_master_is_followed_by_its_replica_though_no_other_was_asked_lately() {
+    let cluster = with_replicas(false);
+    let locker = locker(&cluster).await;
+    let slot = cluster.slots_of(0)[0];
+    for healthy in 1..3 {
+        cluster.nodes[healthy].command::<()>(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    }
+    cluster.nodes[0].freeze();
+    cluster.switched(slot, 0).await;
+    let lock = locker.mutex(key_in(slot));
+    let guard = in_time("a guard", lock.lock()).await.expect("a guard");
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    cluster.nodes[0].thaw();
+}
+
 /// The connection to one server of three is lost: only its leases are asked about.
 #[tokio::test]
 async fn a_lost_connection_puts_only_its_own_leases_in_question() {

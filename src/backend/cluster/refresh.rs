@@ -1,6 +1,7 @@
 //! Asking the servers of a cluster who has which slots.
 //!
-//! All masters that answered last are asked at once; if there is none, all servers that are known.
+//! All masters are asked at once, also those to which no connection is open: the others may be the
+//! only ones that know of a change. If none of them answered last, so are the user's servers.
 //! Servers that learn of a change at different times disagree for a while, and one that the others
 //! took for dead goes on telling what was. So what most of them say is entered, of those who answer
 //! soon after the first. Nobody waits here for one that hangs.
@@ -67,18 +68,19 @@ impl Cluster {
                 }
             }
         }
+        // A connection that stays silent is to be found out, and opened anew.
+        asked.finish_behind();
         most_agreed(maps).ok_or_else(|| fault.unwrap_or_else(|| self.unknown()))
     }
 
     fn to_be_asked(&self) -> Vec<Arc<Connections>> {
-        let masters = self.table.read().connections.clone();
-        let answering = |connections: &&Arc<Connections>| connections.answering().is_some();
-        let live: Vec<_> = masters.iter().filter(answering).cloned().collect();
-        if !live.is_empty() {
-            return live;
+        let mut servers = self.table.read().connections.clone();
+        let is_any_live = servers.iter().any(|known| known.answering().is_some());
+        if !is_any_live {
+            let seeds = self.seeds.iter().flat_map(|seed| self.connections(seed));
+            servers.extend(seeds);
         }
-        let seeds = self.seeds.iter().flat_map(|seed| self.connections(seed));
-        masters.into_iter().chain(seeds).collect()
+        servers
     }
 }
 
