@@ -264,6 +264,28 @@ async fn a_hung_master_is_followed_by_its_replica_though_no_other_was_asked_late
     cluster.nodes[0].thaw();
 }
 
+/// A locker that begins while one server of three hangs can use the other two.
+#[tokio::test]
+async fn a_hung_shard_keeps_no_locker_from_connecting() {
+    let cluster = three_masters();
+    let key = cluster.key_at(1);
+    cluster.nodes[0].freeze();
+    let mut connecting = JoinSet::new();
+    for _ in 0..12 {
+        let urls = cluster.urls().split_off(1);
+        let key = key.clone();
+        connecting.spawn(async move {
+            let locker = Locker::cluster(&urls).await.expect("a locker");
+            let guard = locker.mutex(key).lock().await.expect("a guard");
+            assert_eq!(guard.release().await.unwrap(), Released::Freed);
+        });
+    }
+    while let Some(connected) = in_time("a locker", connecting.join_next()).await {
+        connected.unwrap();
+    }
+    cluster.nodes[0].thaw();
+}
+
 /// The connection to one server of three is lost: only its leases are asked about.
 #[tokio::test]
 async fn a_lost_connection_puts_only_its_own_leases_in_question() {

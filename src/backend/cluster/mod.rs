@@ -261,6 +261,12 @@ impl Slots for Cluster {
         }
     }
 
+    fn any(&self, key: &str) -> Option<Arc<Connections>> {
+        let all = self.table.read().connections.clone();
+        let mut candidates = self.of(key).ok().into_iter().chain(all);
+        candidates.find(|known| known.answering().is_some())
+    }
+
     fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }

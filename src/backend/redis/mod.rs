@@ -238,7 +238,7 @@ impl Backend for Server {
             let until = Instant::now() + within;
             self.reach.connect(driver, until).await?;
             if !self.is_checked.load(Ordering::Relaxed) {
-                let connection = self.reach.get(&self.probe, Way::Own, until).await?;
+                let connection = self.reach.any(&self.probe, until).await?;
                 let dangers = self.check(&connection, until).await?;
                 if !self.is_checked.swap(true, Ordering::Relaxed) {
                     dangers.tell(connection.server());

@@ -39,6 +39,10 @@ pub(crate) trait Slots: Send + Sync + fmt::Debug + 'static {
     /// The connections to the server that has the key, as far as is known.
     fn of(&self, key: &str) -> Result<Arc<Connections>, Fault>;
 
+    /// The connections to a server over which requests are answered from the present runtime: if
+    /// possible, to the one that has the key.
+    fn any(&self, key: &str) -> Option<Arc<Connections>>;
+
     /// Tells when [`of`](Self::of) may answer something else than before.
     fn changes(&self) -> watch::Receiver<()>;
 
@@ -129,6 +133,20 @@ impl Reach {
                 None => Box::pin(find(&**slots, key, way, until)).await,
             },
         }
+    }
+
+    /// A connection to a server that can be reached: if possible, to the one that has the key.
+    pub(in crate::backend) async fn any(
+        &self,
+        key: &str,
+        until: Instant,
+    ) -> Result<Arc<Connection>, Fault> {
+        if let Self::Cluster(slots) = self
+            && let Some(ready) = slots.any(key).and_then(|known| known.ready())
+        {
+            return Ok(ready);
+        }
+        self.get(key, Way::Own, until).await
     }
 
     /// A connection to the server that another names in its place.
