@@ -286,6 +286,23 @@ async fn a_hung_shard_keeps_no_locker_from_connecting() {
     cluster.nodes[0].thaw();
 }
 
+/// While a connection to a hung master is awaited, nothing else would tell of its successor.
+#[tokio::test]
+async fn whoever_waits_for_a_hung_master_goes_on_at_its_successor() {
+    let cluster = with_replicas(false);
+    let long = Duration::from_secs(120);
+    let locker = Locker::builder().command_timeout(long);
+    let locker = locker.cluster(cluster.urls()).await.expect("a locker");
+    let slot = cluster.slots_of(0)[0];
+    let subscribers = ["CLIENT", "KILL", "TYPE", "pubsub"];
+    cluster.nodes[0].command::<()>(&subscribers);
+    cluster.nodes[0].freeze();
+    let lock = locker.mutex(key_in(slot)).outage_limit(long);
+    let guard = in_time("a guard", lock.lock()).await.expect("a guard");
+    assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    cluster.nodes[0].thaw();
+}
+
 /// The connection to one server of three is lost: only its leases are asked about.
 #[tokio::test]
 async fn a_lost_connection_puts_only_its_own_leases_in_question() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::connections::Connections;
@@ -17,6 +17,8 @@ use crate::error::Fault;
 
 /// How long after a server could not be reached it is tried again, if nothing is heard of another.
 const RETRY: Duration = Duration::from_millis(50);
+/// How often it is asked who has the key while its server does not let us connect.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The servers on which keys are.
 pub(crate) enum Reach {
@@ -242,7 +244,15 @@ async fn find(
             }
         };
         let passed_on = async {
-            while changes.changed().await.is_ok() {
+            loop {
+                match timeout(ASK_AGAIN, changes.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return pending().await,
+                    Err(_) => {
+                        slots.refresh();
+                        continue;
+                    }
+                }
                 let is_same = match (&known, &slots.of(key)) {
                     (Ok(before), Ok(now)) => Arc::ptr_eq(before, now),
                     (Ok(_), Err(_)) => true,
@@ -252,7 +262,6 @@ async fn find(
                     return;
                 }
             }
-            pending().await
         };
         let fault = tokio::select! {
             biased;
