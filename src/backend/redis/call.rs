@@ -47,7 +47,7 @@ impl Note for () {}
 
 impl Note for UnsettledRequest<'_> {
     fn refused(self) {
-        self.settle();
+        self.forget();
     }
 }
 

@@ -75,6 +75,12 @@ pub(in crate::backend) struct UnsettledRequest<'a> {
 }
 
 impl UnsettledRequest<'_> {
+    /// The request was refused. An earlier one of the claim may have set the key all the same, and
+    /// stays unsettled.
+    pub(in crate::backend) fn forget(mut self) {
+        self.connection = None;
+    }
+
     /// The request was answered.
     pub(in crate::backend) fn settle(mut self) {
         if let Some(connection) = self.connection.take() {
