@@ -196,11 +196,12 @@ impl Cluster {
             if !connections.is_empty() {
                 return Ok(connections);
             }
-            if let Some(fault) = self.fault.lock().take_if(|fault| fault.permanent) {
-                return Err(fault);
-            }
             if timeout_at(until, changes.changed()).await.is_err() {
                 return Err(self.unknown());
+            }
+            // Not before: what was refused long ago may be allowed now.
+            if let Some(fault) = self.fault.lock().take_if(|fault| fault.permanent) {
+                return Err(fault);
             }
             self.refresh();
         }
