@@ -67,6 +67,8 @@ impl Server {
                     first: first == 1,
                     ttl: remaining(ttl),
                     tells: match self.missing.is_to_be_done_without() {
+                        // P11: its end may have been told before it was noted above.
+                        _ if connection.is_broken() => Tells::Nothing,
                         false if connection.gets_grants() && connection.tracks() => Tells::All,
                         false if connection.gets_grants() => Tells::Grants,
                         _ => Tells::Nothing,
