@@ -38,6 +38,10 @@ use crate::key::{number_in, slot};
 /// How long connecting waits for the other servers when one has answered.
 const FOR_THE_OTHERS: Duration = Duration::from_millis(250);
 
+/// How long a server without slots is kept that single requests were sent to. More follow, as a
+/// rule, while slots move there.
+const GUESTS_STAY: Duration = Duration::from_secs(10);
+
 pub(crate) struct Cluster {
     name: Arc<str>,
     /// The servers that the user named. The first is the model for the connections to all others.
@@ -63,8 +67,7 @@ struct Table {
 
 struct Guest {
     connections: Arc<Connections>,
-    /// Since the slots were last asked about.
-    is_used: bool,
+    last_used: Instant,
 }
 
 impl Cluster {
@@ -152,9 +155,8 @@ impl Cluster {
         drop(table);
         // Connections that nobody uses any more end here, not under the lock.
         drop(before);
-        self.guests
-            .lock()
-            .retain(|_, guest| std::mem::take(&mut guest.is_used));
+        let mut guests = self.guests.lock();
+        guests.retain(|_, guest| guest.last_used.elapsed() < GUESTS_STAY);
     }
 
     /// The connections to a server to which a single request is to be sent.
@@ -167,9 +169,9 @@ impl Cluster {
         let mut guests = self.guests.lock();
         let guest = guests.entry(address).or_insert_with_key(|address| Guest {
             connections: self.connections_to(address),
-            is_used: true,
+            last_used: Instant::now(),
         });
-        guest.is_used = true;
+        guest.last_used = Instant::now();
         Arc::clone(&guest.connections)
     }
 

@@ -157,15 +157,10 @@ impl Server {
                 }
                 Err(failure) => failure,
             };
-            let to = match failure {
-                Failure::Redirected(to, _) if redirections < REDIRECTIONS => Some(to),
-                Failure::Redirected(..) | Failure::NotNow(_) => {
-                    if !Box::pin(self.reach.rest(until)).await {
-                        return Err(failure);
-                    }
-                    None
-                }
-                failure => {
+            let to = match &failure {
+                Failure::Redirected(to, _) if redirections < REDIRECTIONS => Some(to.clone()),
+                Failure::Redirected(..) | Failure::NotNow(_) => None,
+                _ => {
                     let named = rights::name_keys(&connection, call.keys, failure, until);
                     return Err(Box::pin(named).await);
                 }
@@ -179,6 +174,7 @@ impl Server {
                         .follow(call.keys[0], &to, &connection, way, until);
                     (Box::pin(named).await?, to.is_once)
                 }
+                None if !Box::pin(self.reach.rest(until)).await => return Err(failure),
                 None => {
                     redirections = 0;
                     (self.connection(call.keys, way, until).await?, false)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::backend::redis::connection::{Connection, Failure};
 use crate::backend::redis::connections::Connections;
@@ -19,6 +19,9 @@ use crate::error::Fault;
 const RETRY: Duration = Duration::from_millis(50);
 /// How often it is asked who has the key while its server does not let us connect.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// At least this long a request rests that no server takes.
+const LEAST_REST: Duration = Duration::from_millis(10);
 
 /// The servers on which keys are.
 pub(crate) enum Reach {
@@ -185,6 +188,8 @@ impl Reach {
         }
         let mut changes = slots.changes();
         slots.refresh();
+        // Servers that name each other change what is known with each answer.
+        sleep(LEAST_REST).await;
         let _ = timeout_at(over, changes.changed()).await;
         true
     }
