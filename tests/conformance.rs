@@ -18,12 +18,12 @@ struct Backend {
     one: Locker,
     other: Locker,
     /// What ends with the case.
-    _servers: Box<dyn Any>,
+    _servers: Box<dyn Any + Send>,
 }
 
 impl Backend {
     async fn of(
-        servers: impl Any,
+        servers: impl Any + Send,
         locker: impl AsyncFn() -> Result<Locker, Error>,
     ) -> Option<Self> {
         Some(Self {
