@@ -34,9 +34,12 @@ impl Certificates {
 /// Refuses a URL that asks for TLS where it is not compiled in, before redis-rs does so in words of
 /// its own.
 pub(crate) fn check_url(url: &str) -> Result<(), Error> {
-    let is_tls =
-        redis::parse_redis_url(url).is_some_and(|url| matches!(url.scheme(), "rediss" | "valkeys"));
-    if is_tls { how::check() } else { Ok(()) }
+    if is_wanted(url) { how::check() } else { Ok(()) }
+}
+
+/// Whether a URL asks for TLS.
+pub(crate) fn is_wanted(url: &str) -> bool {
+    redis::parse_redis_url(url).is_some_and(|url| matches!(url.scheme(), "rediss" | "valkeys"))
 }
 
 /// Whether one side refuses the other's certificate, or cannot agree with it on how to speak TLS.

@@ -401,6 +401,26 @@ async fn certificates_without_tls_are_invalid() {
 }
 
 #[test]
+fn certificates_are_for_those_sentinels_and_masters_that_have_tls() {
+    let authority = Authority::new();
+    let outcome = |sentinel: &str, master: &str| {
+        let locker = trusting(&authority).sentinel_lazily([sentinel], master);
+        locker.map(drop)
+    };
+    for (sentinel, master) in [
+        ("rediss://127.0.0.1/", "mymaster"),
+        ("redis://127.0.0.1/", "rediss://mymaster/"),
+        ("rediss://127.0.0.1/", "rediss://mymaster/"),
+        ("valkeys://127.0.0.1/", "mymaster"),
+        ("REDISS://127.0.0.1/", "mymaster"),
+    ] {
+        outcome(sentinel, master).expect("one has TLS");
+    }
+    let error = outcome("redis://127.0.0.1/", "mymaster").expect_err("none has TLS");
+    assert!(matches!(error, Error::Invalid { .. }), "{error:?}");
+}
+
+#[test]
 fn the_private_key_is_not_shown() {
     let authority = Authority::new();
     let builder = with_client(trusting(&authority), &authority.client());

@@ -63,10 +63,9 @@ impl Builder {
     ) -> Result<Arc<Share>, Error> {
         let urls: Vec<_> = urls.into_iter().collect();
         let certificates = self.certificates.clone();
-        let has_tls = |url: &str| url.starts_with("rediss:");
-        let any_has = has_tls(master) || urls.iter().any(|url| has_tls(url.as_ref()));
+        let any_has = tls::is_wanted(master) || urls.iter().any(|url| tls::is_wanted(url.as_ref()));
         // They are for those that have TLS. If none has, that is a mistake, and is told.
-        let parse = |url: &str| match any_has && !has_tls(url) {
+        let parse = |url: &str| match any_has && !tls::is_wanted(url) {
             true => client(url, &Certificates::default()),
             false => client(url, &certificates),
         };
