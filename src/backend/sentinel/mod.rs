@@ -223,8 +223,7 @@ impl Place for Master {
             let has_moved = |known: &Known| {
                 let now = known.server.as_ref().map(|named| &named.name);
                 // The first is no other than before.
-                let from = from.get_or_insert_with(|| now.map_or_else(|| "".into(), Arc::clone));
-                now.is_some_and(|now| now != from)
+                now.is_some_and(|now| now != from.get_or_insert_with(|| Arc::clone(now)))
             };
             if known.wait_for(has_moved).await.is_err() {
                 pending::<()>().await;
@@ -257,5 +256,30 @@ fn at(template: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
             tls_params: tls_params.clone(),
         },
         _ => ConnectionAddr::Tcp(host, port),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use redis::Client;
+
+    use super::*;
+
+    #[test]
+    fn only_another_master_than_the_first_is_a_move() {
+        let parse = |url: &str| Ok(Client::open(url).expect("a url"));
+        let deployment = Deployment::new(["redis://127.0.0.1/"], "mymaster", parse);
+        let sentinels = Sentinels::of(deployment.expect("a deployment"), Duration::from_secs(1));
+        let sentinels = Arc::new(sentinels.expect("sentinels"));
+        let server = |port| ConnectionAddr::Tcp("127.0.0.1".to_owned(), port);
+        let place = Master(Arc::clone(&sentinels));
+        let mut moved = place.moved();
+        assert!(moved.as_mut().now_or_never().is_none(), "none is known");
+        sentinels.note(1, server(1));
+        assert!(moved.as_mut().now_or_never().is_none(), "it is the first");
+        sentinels.note(2, server(2));
+        assert!(moved.as_mut().now_or_never().is_some(), "it is another");
+        assert!(place.moved().now_or_never().is_none(), "it is the same");
     }
 }
