@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use redlease::{Builder, Error, LockGuard, Locker, LostReason, Released};
-use testkit::{DEADLINE, Launch, MASTER, Sentinels, Server, eventually, unique_key};
+use testkit::{DEADLINE, Launch, MASTER, Proxy, Sentinels, Server, eventually, unique_key};
 use tokio::time::{sleep, timeout};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -89,6 +89,43 @@ async fn of_sentinels_that_disagree_the_highest_epoch_counts() {
         let guard = lock(&locker, &unique_key()).await;
         assert!(new.exists(guard.key()) && !old.exists(guard.key()));
     }
+}
+
+#[tokio::test]
+async fn a_sentinel_that_answers_later_than_others_is_believed_too() {
+    let (old, new) = (Server::start(), Server::start());
+    let (near, far) = (sentinel_of(&old, 5), sentinel_of(&new, 6));
+    let far = Proxy::before(far.port);
+    far.answer("SUBSCRIBE", "NOPERM no permissions");
+    far.hold();
+    let locker = builder().sentinel([near.url(), far.url()], MASTER).await;
+    let locker = locker.unwrap();
+    let began = Instant::now();
+    loop {
+        drop(lock(&locker, &unique_key()).await);
+        far.pass();
+        sleep(SECOND / 10).await;
+        if leads_to(&locker, &new) {
+            break;
+        }
+        // A busy machine was too slow: once more.
+        assert!(began.elapsed() < DEADLINE);
+        far.hold();
+        for kind in ["normal", "pubsub"] {
+            old.command::<i64>(&["CLIENT", "KILL", "TYPE", kind]);
+        }
+    }
+    // It is waited for, now that a higher epoch is known than that of the other.
+    far.hold();
+    for kind in ["normal", "pubsub"] {
+        new.command::<i64>(&["CLIENT", "KILL", "TYPE", kind]);
+    }
+    let key = unique_key();
+    let (guard, ()) = tokio::join!(lock(&locker, &key), async {
+        sleep(SECOND / 5).await;
+        far.pass();
+    });
+    assert!(new.exists(guard.key()) && !old.exists(guard.key()));
 }
 
 /// How many subscribers a sentinel has.

@@ -4,8 +4,9 @@
 //!
 //! 1. Each opening of a connection asks all sentinels at once for the address of the master and the
 //!    epoch of that configuration ([`round`]). Of the answers of one round the highest epoch wins:
-//!    while sentinels disagree, both servers say that they are a master. Epochs of different rounds
-//!    are not compared, as an operator may begin them anew.
+//!    while sentinels disagree, both servers say that they are a master. Who answers too late for the
+//!    opening corrects it. An epoch lower than that of the round before only makes it wait longer for
+//!    the others, as an operator may begin them anew.
 //! 2. A server that a connection was opened to must say that it is a master.
 //! 3. The background thread listens to `+switch-master` at *every* sentinel ([`listen`]), and asks
 //!    all of them again at each message and after each (re)connection. Messages are hints: any may
@@ -34,13 +35,13 @@ use std::time::Duration;
 
 use redis::{ConnectionAddr, RedisError};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backend::redis::connections::Connections;
 use crate::backend::redis::place::{Place, text_of};
 use crate::backend::redis::settings::OpeningOptions;
 use crate::backend::sentinel::listen::listen;
-use crate::backend::sentinel::round::{Sentinel, ask_all};
+use crate::backend::sentinel::round::{Late, Sentinel, ask_all};
 pub(crate) use crate::backend::sentinel::urls::Deployment;
 use crate::backend::{Answer, Signals};
 use crate::error::Fault;
@@ -49,6 +50,8 @@ use crate::events::emit;
 /// An answer of the sentinels serves all openings that begin this long after: those of several
 /// runtimes, as a rule.
 const FRESH: Duration = Duration::from_millis(100);
+/// So long after a round was decided, what others say still counts.
+const LATEST: Duration = Duration::from_secs(1);
 /// After this long, it is listened again.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
 
@@ -76,6 +79,8 @@ pub(crate) struct Sentinels {
 struct Known {
     /// The number of the round that it comes from.
     round: u64,
+    /// That of the configuration.
+    epoch: Option<u64>,
     asked: Option<Instant>,
     server: Option<Named>,
 }
@@ -137,7 +142,7 @@ impl Sentinels {
     }
 
     /// Asks the sentinels for the master, unless that was done a moment ago.
-    async fn find(&self, until: Instant) -> Result<ConnectionAddr, Fault> {
+    async fn find(self: &Arc<Self>, until: Instant) -> Result<ConnectionAddr, Fault> {
         if let Some(fresh) = self.fresh() {
             return Ok(fresh);
         }
@@ -150,17 +155,55 @@ impl Sentinels {
         asked.and(known.server.as_ref().map(|named| named.address.clone()))
     }
 
-    async fn ask(&self, until: Instant) -> Result<ConnectionAddr, Fault> {
+    async fn ask(self: &Arc<Self>, until: Instant) -> Result<ConnectionAddr, Fault> {
         let round = self.rounds.fetch_add(1, Ordering::Relaxed) + 1;
         self.begun.notify_one();
-        let (host, port) = ask_all(&self.all, &self.master, &self.name, until).await?;
-        let address = at(&self.template, host, port);
-        Ok(self.note(round, address))
+        let known = self.known.borrow().epoch;
+        let asked = ask_all(&self.all, &self.master, &self.name, known, until);
+        let (answer, late) = asked.await?;
+        let address = self.note(round, &answer);
+        if late.open() > 0 {
+            tokio::spawn(Arc::clone(self).hear_out(round, answer.epoch, late));
+        }
+        Ok(address)
+    }
+
+    /// Waits for those who had not answered when a round was decided. Each that is far away is always
+    /// among them, and may be the one that knows of a failover: its epoch counts, too.
+    async fn hear_out(self: Arc<Self>, round: u64, mut epoch: Option<u64>, mut late: Late) {
+        let until = Instant::now() + LATEST;
+        while let Ok(Some((_, answer))) = timeout_at(until, late.next()).await {
+            if let Ok(answer) = answer
+                && answer.epoch > epoch
+            {
+                epoch = answer.epoch;
+                self.note(round, &answer);
+            }
+        }
+    }
+
+    /// An address of the same kind as the master's.
+    fn address(&self, answer: &round::Named) -> ConnectionAddr {
+        let (host, port) = (answer.host.clone(), answer.port);
+        match &self.template {
+            ConnectionAddr::TcpTls {
+                insecure,
+                tls_params,
+                ..
+            } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        }
     }
 
     /// Enters what a round found, unless one that began later has ended before. Returns the address
     /// that is to be used.
-    fn note(&self, round: u64, address: ConnectionAddr) -> ConnectionAddr {
+    fn note(&self, round: u64, answer: &round::Named) -> ConnectionAddr {
+        let address = self.address(answer);
         let found = Named {
             name: format!("{} at {}", self.master, text_of(&address)).into(),
             address,
@@ -171,6 +214,7 @@ impl Sentinels {
                 return false;
             }
             known.round = round;
+            known.epoch = answer.epoch;
             known.asked = Some(Instant::now());
             if known.server.as_ref().is_some_and(|s| s.name == found.name) {
                 return false;
@@ -242,23 +286,6 @@ impl fmt::Debug for Master {
     }
 }
 
-/// An address of the same kind.
-fn at(template: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
-    match template {
-        ConnectionAddr::TcpTls {
-            insecure,
-            tls_params,
-            ..
-        } => ConnectionAddr::TcpTls {
-            host,
-            port,
-            insecure: *insecure,
-            tls_params: tls_params.clone(),
-        },
-        _ => ConnectionAddr::Tcp(host, port),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
@@ -272,13 +299,17 @@ mod tests {
         let deployment = Deployment::new(["redis://127.0.0.1/"], "mymaster", parse);
         let sentinels = Sentinels::of(deployment.expect("a deployment"), Duration::from_secs(1));
         let sentinels = Arc::new(sentinels.expect("sentinels"));
-        let server = |port| ConnectionAddr::Tcp("127.0.0.1".to_owned(), port);
+        let server = |port| round::Named {
+            host: "127.0.0.1".to_owned(),
+            port,
+            epoch: None,
+        };
         let place = Master(Arc::clone(&sentinels));
         let mut moved = place.moved();
         assert!(moved.as_mut().now_or_never().is_none(), "none is known");
-        sentinels.note(1, server(1));
+        sentinels.note(1, &server(1));
         assert!(moved.as_mut().now_or_never().is_none(), "it is the first");
-        sentinels.note(2, server(2));
+        sentinels.note(2, &server(2));
         assert!(moved.as_mut().now_or_never().is_some(), "it is another");
         assert!(place.moved().now_or_never().is_none(), "it is the same");
     }

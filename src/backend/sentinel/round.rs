@@ -34,16 +34,19 @@ const TRIES: u32 = 3;
 
 /// What a sentinel says of a master.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Named {
-    host: String,
-    port: u16,
+pub(super) struct Named {
+    pub(super) host: String,
+    pub(super) port: u16,
     /// `None` if the user may not ask for it.
-    epoch: Option<u64>,
+    pub(super) epoch: Option<u64>,
 }
+
+/// The answers that are still to come.
+pub(super) type Late = FanOut<Result<Named, Silence>>;
 
 /// Why a sentinel named none.
 #[derive(Debug)]
-enum Silence {
+pub(super) enum Silence {
     /// It knows no master of that name.
     Unknown,
     Error(RedisError),
@@ -129,33 +132,41 @@ fn epoch_in(reply: Value) -> Option<u64> {
     state.get("config-epoch")?.parse().ok()
 }
 
-/// Asks all sentinels for the master of a name; `place` is that in messages. Returns what the answer
-/// with the highest epoch says.
+/// Asks all sentinels for the master of a name; `place` is that in messages. Returns the answer with
+/// the highest epoch, and those that were not waited for. An answer older than what is `known` may be
+/// that of a sentinel that is cut off from the others, so these get half of the time.
 pub(super) async fn ask_all(
     sentinels: &[Arc<Sentinel>],
     master: &Arc<str>,
     place: &Arc<str>,
+    known: Option<u64>,
     until: Instant,
-) -> Result<(String, u16), Fault> {
+) -> Result<(Named, Late), Fault> {
+    let half = Instant::now() + until.saturating_duration_since(Instant::now()) / 2;
     let mut fan_out = FanOut::new();
     for (number, sentinel) in sentinels.iter().enumerate() {
         let (sentinel, master) = (Arc::clone(sentinel), Arc::clone(master));
         fan_out.ask(number, async move { sentinel.ask(&master).await });
     }
     let mut over = until;
+    let mut is_doubtful = true;
     let mut named: Vec<(usize, Named)> = Vec::new();
     let mut silent: Vec<(usize, Silence)> = Vec::new();
     while let Ok(Some((number, answer))) = timeout_at(over, fan_out.next()).await {
         sentinels[number].note_answer();
         match answer {
             Ok(answer) => {
-                over = over.min(Instant::now() + LATENESS);
+                is_doubtful &= answer.epoch < known;
+                over = match is_doubtful {
+                    true => over.min(half),
+                    false => over.min(Instant::now() + LATENESS),
+                };
                 named.push((number, answer));
             }
             Err(silence) => silent.push((number, silence)),
         }
         let is_silent = |number: usize| sentinels[number].is_silent.load(Ordering::Relaxed);
-        if !named.is_empty() && fan_out.servers().all(is_silent) {
+        if !is_doubtful && fan_out.servers().all(is_silent) {
             break;
         }
     }
@@ -164,7 +175,7 @@ pub(super) async fn ask_all(
         silent.push((number, Silence::Late));
     }
     match best(named) {
-        Some(Named { host, port, .. }) => Ok((host, port)),
+        Some(answer) => Ok((answer, fan_out)),
         None => Err(no_master(sentinels, master, place, silent)),
     }
 }
