@@ -123,6 +123,9 @@ impl Builder {
     /// is not authenticated anew: where a server ends it when its token expires, the next is opened
     /// with a new token, and no lease is lost by that.
     ///
+    /// All servers of a quorum or a cluster get the same. Behind sentinels they are the master's; a
+    /// sentinel's stand in its URL.
+    ///
     /// None by default: the URL or the client has the credentials.
     ///
     /// # Examples

@@ -48,7 +48,8 @@ impl Locker {
     /// Connects to one Redis server, with the defaults of [`Builder`].
     ///
     /// The URL is one that the `redis` crate takes: `redis://user:password@host:port/db`,
-    /// `rediss://…` for [TLS](crate#tls), or `unix:///path/to/socket`. RESP3 is tried first, unless the URL ends with `?protocol=resp2`.
+    /// `rediss://…` for [TLS](crate#tls), or `unix:///path/to/socket`. RESP3 is tried first, unless
+    /// the URL ends with `?protocol=resp2`.
     ///
     /// The call waits for two connections: that of the present runtime, and that of the background
     /// thread, without which no lock could be renewed. [`Builder::connect_lazily`] waits for none.
@@ -68,9 +69,8 @@ impl Locker {
     /// # Errors
     ///
     /// [`Error::Invalid`] for a URL that is not one, or that asks for TLS without the cargo feature
-    /// `tls`, [`Error::Unavailable`] if the server cannot
-    /// be reached or does not take both connections, [`Error::Refused`] if it is not a Redis server,
-    /// refuses the credentials, does not let the user run a command that locks need, or is one of
+    /// `tls`, [`Error::Unavailable`] if the server cannot be reached or does not take both
+    /// connections, [`Error::Refused`] if it is not a Redis server, refuses the credentials, does not let the user run a command that locks need, or is one of
     /// several masters of a Redis Cluster, and if a certificate is refused or the URL is wrong about
     /// TLS.
     ///

@@ -120,11 +120,13 @@ async fn bad_input_is_invalid_in_words() {
         (&["mymaster"], "redis://127.0.0.1/", "url is not usable"),
         (&one, "", "not the name of a master"),
         (&one, "my master", "not the name of a master"),
+        (&one, "ann:secret@mymaster", "named by a url"),
         (&one, "redis://mymaster:6379/", "no port"),
         (&one, "unix:///tmp/mymaster", "in place of the host"),
     ] {
         let problem = problem(lazily(urls, master));
         assert!(problem.contains(says), "{urls:?}, {master:?}: {problem}");
+        assert!(!problem.contains("secret"), "{problem}");
     }
 }
 

@@ -46,6 +46,13 @@ impl Deployment {
         let (master, template) = if master.contains("://") {
             let template = parse(master)?;
             (name_in(master, &template)?, template)
+        } else if master.contains(['@', '/']) {
+            // Not quoted: there may be a password in it.
+            return Err(Error::invalid(
+                None,
+                "a master with credentials or a database is named by a url, such as \
+                 redis://user:password@mymaster/1",
+            ));
         } else {
             (master.to_owned(), parse("redis://master/")?)
         };
