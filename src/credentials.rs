@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 
 use crate::error::Cause;
@@ -70,7 +70,15 @@ type Asked = Pin<Box<dyn Future<Output = Result<Credentials, Cause>> + Send>>;
 
 /// Whoever knows the credentials of the moment: code of the caller's.
 #[derive(Clone)]
-pub(crate) struct CredentialsProvider(Arc<dyn Fn() -> Asked + Send + Sync>);
+pub(crate) struct CredentialsProvider {
+    provider: Arc<dyn Fn() -> Asked + Send + Sync>,
+    /// One for each thread that it may keep. Taken for as long as it runs there.
+    permits: Arc<Semaphore>,
+}
+
+/// So many questions at a time: a provider that blocks for ever, and is asked again and again, does
+/// not take all threads of a runtime.
+const MOST_ASKED: usize = 16;
 
 impl CredentialsProvider {
     pub(crate) fn new<F, R, E>(provider: F) -> Self
@@ -79,10 +87,14 @@ impl CredentialsProvider {
         R: Future<Output = Result<Credentials, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        Self(Arc::new(move || {
+        let provider = Arc::new(move || -> Asked {
             let asked = provider();
             Box::pin(async move { asked.await.map_err(|error| Cause::boxed(error.into())) })
-        }))
+        });
+        Self {
+            provider,
+            permits: Arc::new(Semaphore::new(MOST_ASKED)),
+        }
     }
 
     /// Asks for the credentials of now. A panic of the provider is an error like any other.
@@ -90,15 +102,18 @@ impl CredentialsProvider {
     /// It is polled on a thread of its own: one that blocks must not block the driver's thread, and
     /// with it renewals and tokens (P4).
     pub(crate) async fn ask(&self) -> Result<Credentials, Cause> {
-        let provider = Self::clone(self);
+        let permit = Arc::clone(&self.permits).acquire_owned().await;
+        let permit = permit.map_err(Cause::new)?;
+        let provider = Arc::clone(&self.provider);
         let here = Handle::current();
         let (_asking, given_up) = oneshot::channel::<Infallible>();
         let answer = spawn_blocking(move || {
+            let _permit = permit;
             here.block_on(async move {
                 tokio::select! {
                     biased;
                     _ = given_up => None,
-                    answer = async { (provider.0)().await } => Some(answer),
+                    answer = async { provider().await } => Some(answer),
                 }
             })
         });

@@ -32,7 +32,8 @@ impl Locker {
     ///
     /// # Limits
     ///
-    /// A cluster has database 0 only. Servers before version 7 send a message about each hand-over
+    /// Connecting warns of one server's settings only (`maxmemory-policy`). A cluster has database 0
+    /// only. Servers before version 7 send a message about each hand-over
     /// to all servers of the cluster; later ones to that of the key and its replicas.
     ///
     /// # Cancel safety
