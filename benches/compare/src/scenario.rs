@@ -166,21 +166,7 @@ impl Scenario {
                 );
                 vec![entry("1 task", case, [CYCLES_IN_TABLE, wait])]
             }
-            Self::Cluster => [1, 16, 128]
-                .map(|tasks| {
-                    let mut case = scale.quorum(3, 1, cycles(tasks, None), &CLUSTER);
-                    case.is_cluster = true;
-                    let rate = Figure {
-                        against: Some(Floor),
-                        ..CYCLES
-                    };
-                    Entry {
-                        label: count(tasks, "task"),
-                        case,
-                        figures: vec![rate, SERVER, CLIENT, REQUESTS],
-                    }
-                })
-                .into(),
+            Self::Cluster => [1, 16, 128].map(|tasks| scale.cluster(tasks)).into(),
             Self::OneProcess => {
                 let load = cycles(64, Some("one"));
                 let case = scale.one_server(1, load, &WAITING);
@@ -301,6 +287,21 @@ impl Scale {
         Case {
             servers,
             ..self.one_server(processes, load, contenders)
+        }
+    }
+
+    /// Beside redis-rs' cluster client.
+    fn cluster(self, tasks: usize) -> Entry {
+        let mut case = self.quorum(3, 1, cycles(tasks, None), &CLUSTER);
+        case.is_cluster = true;
+        let rate = Figure {
+            against: Some(Floor),
+            ..CYCLES
+        };
+        Entry {
+            label: count(tasks, "task"),
+            case,
+            figures: vec![rate, SERVER, CLIENT, REQUESTS],
         }
     }
 }
