@@ -60,7 +60,7 @@ const ONE_SERVER: [(&str, Without); 26] = [
 ];
 
 /// Servers on which locks are kept, and lockers for them.
-trait Deployment {
+trait Deployment: Sync {
     /// The rule in the docs.
     fn rule(&self) -> Vec<String>;
 
@@ -75,7 +75,7 @@ trait Deployment {
         self.servers()
     }
 
-    async fn locker(&self) -> Result<Locker, Error>;
+    fn locker(&self) -> impl Future<Output = Result<Locker, Error>> + Send;
 
     /// Whether one of the servers refused what a word would have allowed.
     fn refused(&self, word: &str) -> bool {

@@ -13,7 +13,7 @@ pub enum Redis {
     /// The one that `REDIS_URL` names.
     Given(String),
     /// A `redis-server` from the PATH, for the length of the run.
-    Private(Server),
+    Private(Box<Server>),
     /// None: the example runs on the in-memory backend.
     Absent,
 }
@@ -30,7 +30,7 @@ impl Redis {
         match Launch::default().start() {
             Ok(server) => {
                 println!("Redis: a private redis-server on port {}", server.port);
-                Self::Private(server)
+                Self::Private(Box::new(server))
             }
             Err(error) => {
                 let why = match error.kind() {

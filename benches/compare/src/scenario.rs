@@ -224,21 +224,7 @@ impl Scenario {
                     [CYCLES_IN_TABLE, REQUESTS, wait, longest, FAIRNESS],
                 )]
             }
-            Self::Held => {
-                let (guards, ttl, watch) = match scale.quick {
-                    true => (200, Duration::from_millis(300), Duration::from_millis(300)),
-                    false => (10_000, Duration::from_secs(3), Duration::from_secs(6)),
-                };
-                let mut case = scale.fewer().case(1, &[Floor, Redlease, AsyncRedisLock]);
-                case.load = Load::Hold(Hold { guards, ttl, watch });
-                case.slice = watch;
-                let figures = [
-                    figure("client CPU, % of a core", Sample::client_load, Some(Floor)),
-                    figure("resident KiB a guard", Sample::resident_kib, None),
-                    figure("lost", Sample::lost, None),
-                ];
-                vec![entry("1 process", case, figures)]
-            }
+            Self::Held => vec![scale.held()],
         }
     }
 }
@@ -288,6 +274,23 @@ impl Scale {
             servers,
             ..self.one_server(processes, load, contenders)
         }
+    }
+
+    /// Many guards at once.
+    fn held(self) -> Entry {
+        let (guards, ttl, watch) = match self.quick {
+            true => (200, Duration::from_millis(300), Duration::from_millis(300)),
+            false => (10_000, Duration::from_secs(3), Duration::from_secs(6)),
+        };
+        let mut case = self.fewer().case(1, &[Floor, Redlease, AsyncRedisLock]);
+        case.load = Load::Hold(Hold { guards, ttl, watch });
+        case.slice = watch;
+        let figures = [
+            figure("client CPU, % of a core", Sample::client_load, Some(Floor)),
+            figure("resident KiB a guard", Sample::resident_kib, None),
+            figure("lost", Sample::lost, None),
+        ];
+        entry("1 process", case, figures)
     }
 
     /// Beside redis-rs' cluster client.
