@@ -150,6 +150,45 @@ async fn a_reshard_leaves_the_connections_to_its_source_alone() {
     assert_eq!(subscribers(), before);
 }
 
+/// Valkey from version 9 on moves whole slots, with all of their keys at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_guard_is_lost_by_a_move_of_whole_slots() {
+    let cluster = three_masters();
+    let known = ["COMMAND", "INFO", "CLUSTER|MIGRATESLOTS"];
+    let known: Vec<redis::Value> = cluster.nodes[0].command(&known);
+    if known == [redis::Value::Nil] {
+        return testkit::left_out("the server does not move whole slots");
+    }
+    let locker = locker(&cluster).await;
+    let ttl = Duration::from_secs(3);
+    let guards = guards_at(&cluster, &locker, 0, 100, ttl).await;
+    let slots = cluster.slots_of(0);
+    let (first, last) = (slots[0], slots[149]);
+    let cycles = Cycles::start(&locker, key_in(slots[5]));
+    let to: String = cluster.nodes[1].command(&["CLUSTER", "MYID"]);
+    let range = [first.to_string(), last.to_string()];
+    cluster.nodes[0].command::<()>(&[
+        "CLUSTER",
+        "MIGRATESLOTS",
+        "SLOTSRANGE",
+        &range[0],
+        &range[1],
+        "NODE",
+        &to,
+    ]);
+    eventually("the slots are there", || {
+        cluster.slots_of(1).contains(&last)
+    })
+    .await;
+    renewed_beyond(&guards, Instant::now() + ttl * 3 / 4).await;
+    let (longest, done, failed) = cycles.stop().await;
+    println!("{done} cycles meanwhile, the longest {longest:?}, {failed} failed");
+    assert_eq!(failed, 0);
+    for guard in guards {
+        assert_eq!(guard.release().await.unwrap(), Released::Freed);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_guard_is_lost_by_a_failover_by_hand() {
     let cluster = with_replicas(true);
