@@ -26,11 +26,22 @@ const LIMIT: Duration = Duration::from_millis(500);
 const FOR_THE_OTHERS: Duration = Duration::from_millis(30);
 /// How long after an answer nobody is asked again.
 const REST: Duration = Duration::from_millis(50);
+/// After this long, it is asked again.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 impl Cluster {
-    /// Asks who has which slots whenever what is known may be out of date. Runs on the driver's
-    /// thread, which no user blocks (N2).
+    /// Asks who has which slots whenever what is known may be out of date, for as long as the present
+    /// runtime lives: the driver's, which no user blocks (N2). A panic, of a waker of the caller's own
+    /// for instance, does not end it for good.
     pub(crate) async fn keep_up(self: Arc<Self>) {
+        loop {
+            let _ = tokio::spawn(Arc::clone(&self).ask_when_outdated()).await;
+            sleep(AFTER_PANIC).await;
+            self.is_outdated.notify_one();
+        }
+    }
+
+    async fn ask_when_outdated(self: Arc<Self>) {
         loop {
             self.is_outdated.notified().await;
             match self.ask().await {
