@@ -530,7 +530,7 @@ async fn a_failover_is_followed_by_a_user_who_may_not_listen_to_the_sentinels() 
         let locker = watched.locker().await.unwrap();
         let lock = locker.mutex(KEY).ttl(TTL);
         drop(lock.lock().await.unwrap());
-        let switch = watched.set.failover().await;
+        let switch = watched.set.failover(watched.set.master()).await;
         let master = &watched.set.servers[switch.master];
         let followed = async {
             loop {

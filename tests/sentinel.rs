@@ -7,14 +7,14 @@ use testkit::{DEADLINE, MASTER, Sentinels, Server, eventually, unique_key};
 use tokio::time::timeout;
 
 /// Nothing is renewed within [`DEADLINE`], so who is told of a loss was told of the failover.
-const TTL: Duration = Duration::from_secs(120);
+const TTL: Duration = Duration::from_secs(180);
 /// Much longer than a switch takes, and less than the sentinels take to demote the old master.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Puts up with a busy machine.
 fn builder() -> Builder {
     let builder = Locker::builder().command_timeout(Duration::from_secs(4));
-    builder.outage_limit(2 * DEADLINE)
+    builder.outage_limit(TTL)
 }
 
 async fn locker_of(set: &Sentinels) -> Locker {
@@ -169,7 +169,7 @@ async fn the_credentials_of_the_sentinels_and_of_the_master_are_used() {
     // `SENTINEL MASTER` is forbidden, too.
     let locker = builder().sentinel(&urls, &master).await.expect("a locker");
     acquire(&locker).await;
-    let switch = set.failover().await;
+    let switch = set.failover(set.master()).await;
     eventually("it follows", || {
         leads_to(&locker, &set.servers[switch.master])
     })
@@ -207,8 +207,9 @@ async fn a_replica_is_not_taken_for_the_master() {
     assert!(told.contains("neither ROLE nor INFO"), "{told}");
 }
 
-/// What a guard hears whose key is, and one whose key is not, on the new master.
-async fn fail_over(set: &mut Sentinels, fault: impl AsyncFnOnce(&mut Sentinels, usize)) {
+/// What a guard hears whose key is, and one whose key is not, on the new master. Without a fault, the
+/// old one is demoted by hand.
+async fn fail_over(set: &mut Sentinels, fault: Option<fn(&mut Sentinels, usize)>) {
     let locker = locker_of(set).await;
     let old = set.master();
     let lock = |key| locker.mutex(key).ttl(TTL);
@@ -219,14 +220,22 @@ async fn fail_over(set: &mut Sentinels, fault: impl AsyncFnOnce(&mut Sentinels, 
     let waits_for = lock(kept.key().to_owned());
     let waiter = tokio::spawn(async move { waits_for.lock().await });
 
-    fault(set, old).await;
+    if let Some(fault) = fault {
+        fault(set, old);
+    }
+    let switched = async {
+        match fault {
+            Some(_) => set.switched(old).await,
+            None => set.failover(old).await,
+        }
+    };
     let watch = async {
-        timeout(DEADLINE, lost.lost().cancelled())
+        timeout(TTL, lost.lost().cancelled())
             .await
             .expect("it is told");
         Instant::now()
     };
-    let (switch, told, acquired) = tokio::join!(set.switched(old), watch, async {
+    let (switch, told, acquired) = tokio::join!(switched, watch, async {
         loop {
             let guard = lock(unique_key()).lock().await.unwrap();
             let at = Instant::now();
@@ -263,27 +272,24 @@ async fn fail_over(set: &mut Sentinels, fault: impl AsyncFnOnce(&mut Sentinels, 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_master_is_followed() {
     let mut set = Sentinels::start();
-    fail_over(&mut set, async |set, old| set.servers[old].kill()).await;
+    fail_over(&mut set, Some(|set, old| set.servers[old].kill())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_master_is_followed() {
     let mut set = Sentinels::start();
-    fail_over(&mut set, async |set, old| set.servers[old].freeze()).await;
+    fail_over(&mut set, Some(|set, old| set.servers[old].freeze())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_demoted_master_is_left_at_once() {
     let mut set = Sentinels::start();
-    fail_over(&mut set, async |set, _| {
-        let () = set.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]);
-    })
-    .await;
+    fail_over(&mut set, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_is_cut_off_from_its_sentinels_is_left_at_once() {
     let mut set = Sentinels::start();
-    fail_over(&mut set, async |set, old| set.cut_off(old)).await;
+    fail_over(&mut set, Some(|set, old| set.cut_off(old))).await;
     assert!(set.servers.iter().all(Server::runs));
 }

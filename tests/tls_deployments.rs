@@ -193,7 +193,7 @@ async fn a_master_with_tls_is_followed_by_sentinels_without() {
     let locker = trusting(&authority).sentinel(set.urls(), master()).await;
     let locker = locker.expect("a locker");
     let guard = locker.mutex(unique_key()).lock().await.unwrap();
-    set.failover().await;
+    set.failover(set.master()).await;
     let again = locker.mutex(unique_key()).lock().await.unwrap();
     drop((guard, again));
 }

@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 use crate::launch::Launch;
 use crate::replication::{Switch, replicated};
 use crate::server::Server;
-use crate::wait::{eventually, eventually_all, eventually_blocking};
+use crate::wait::{eventually_agreed, eventually_all, eventually_blocking};
 
 /// The name by which the sentinels know the master.
 pub const MASTER: &str = "mymaster";
+
+/// How long a failover takes that comes to something. One that does not is not begun anew by itself.
+const ATTEMPT: Duration = Duration::from_secs(25);
 
 /// Who the sentinels and the replicas are to a server: users of their own, so that these can be
 /// shut out while all others still reach it.
@@ -28,7 +31,7 @@ pub struct SentinelOptions {
     pub sentinels: usize,
     /// How long a server is silent until a sentinel takes it for down. Defaults to 1 s.
     pub down_after: Duration,
-    /// Half the time after which a failover that came to nothing is tried again. Defaults to 3 s.
+    /// Half the time after which a failover that came to nothing is tried again. Defaults to 10 s.
     pub failover_timeout: Duration,
     /// Further arguments, TLS and environment, for all servers and sentinels.
     pub launch: Launch,
@@ -40,7 +43,7 @@ impl Default for SentinelOptions {
             replicas: 2,
             sentinels: 3,
             down_after: Duration::from_secs(1),
-            failover_timeout: Duration::from_secs(3),
+            failover_timeout: Duration::from_secs(10),
             launch: Launch::default(),
         }
     }
@@ -114,28 +117,34 @@ impl Sentinels {
         }
     }
 
-    /// Lets the sentinels appoint another master; the old one stays up, and stays a master until
+    /// Lets the sentinels appoint another master than this one, which stays up, and stays a master until
     /// the sentinels make it a replica some seconds later.
-    pub async fn failover(&self) -> Switch {
-        let master = self.master();
+    pub async fn failover(&self, from: usize) -> Switch {
         let mut sentinels = self.sentinels.iter();
         let sentinel = sentinels.find(|sentinel| sentinel.runs());
         let sentinel = sentinel.expect("a sentinel that runs");
-        eventually("a replica is good enough for a failover", || {
-            sentinel
-                .query::<()>(&["SENTINEL", "FAILOVER", MASTER])
-                .is_ok()
-        })
-        .await;
-        self.switched(master).await
+        let mut asked: Option<Instant> = None;
+        let ask = || {
+            if asked.is_none_or(|asked| asked.elapsed() > ATTEMPT) {
+                let answer = sentinel.query::<()>(&["SENTINEL", "FAILOVER", MASTER]);
+                asked = answer.ok().map(|()| Instant::now());
+            }
+        };
+        self.switched_by(from, ask).await
     }
 
     /// Waits until all running sentinels name another master than this one, and it says that it is
     /// one. The moment is that at which the first sentinel named it.
     pub async fn switched(&self, from: usize) -> Switch {
+        self.switched_by(from, || ()).await
+    }
+
+    /// The same, with something to be done until then.
+    async fn switched_by(&self, from: usize, mut act: impl FnMut()) -> Switch {
         let mut at = None;
         let mut master = from;
-        eventually("the sentinels name another master", || {
+        eventually_agreed("the sentinels name another master", || {
+            act();
             let named = self.named();
             if named.iter().flatten().any(|&number| number != from) {
                 at.get_or_insert_with(Instant::now);

@@ -19,7 +19,7 @@ async fn sentinels_name_the_port_for_tls_and_fail_over() {
         launch,
         ..SentinelOptions::default()
     });
-    let switch = set.failover().await;
+    let switch = set.failover(set.master()).await;
     let words = ["SENTINEL", "get-master-addr-by-name", MASTER];
     let (_, port): (String, u16) = set.sentinels[0].command(&words);
     assert_eq!(port, set.servers[switch.master].tls_port());

@@ -34,7 +34,7 @@ fn each_sentinel_knows_the_master_and_all_others() {
 async fn a_failover_by_hand_leaves_the_old_master_up() {
     let set = Sentinels::start();
     let before = Instant::now();
-    let switch = set.failover().await;
+    let switch = set.failover(set.master()).await;
     assert_ne!(switch.master, 0);
     assert!(before < switch.at && switch.at < Instant::now());
     assert_eq!(set.master(), switch.master);
@@ -43,7 +43,7 @@ async fn a_failover_by_hand_leaves_the_old_master_up() {
 
     set.settled().await;
     assert!(!says_master(&set.servers[0]));
-    let again = set.failover().await;
+    let again = set.failover(set.master()).await;
     assert_ne!(again.master, switch.master);
 }
 
@@ -82,7 +82,7 @@ async fn a_frozen_master_is_replaced_and_a_killed_sentinel_is_not_missed() {
 async fn a_sentinel_can_be_frozen() {
     let set = Sentinels::start();
     set.sentinels[2].freeze();
-    let switch = set.failover().await;
+    let switch = set.failover(set.master()).await;
     assert_eq!(set.master(), switch.master);
     set.sentinels[2].thaw();
     let port = set.servers[switch.master].port;

@@ -10,7 +10,7 @@ use crate::launch::Launch;
 use crate::replication::{Switch, replicated};
 use crate::server::Server;
 use crate::slots::{SLOTS, key_in, slot_of};
-use crate::wait::{eventually, eventually_all, eventually_blocking};
+use crate::wait::{eventually_agreed, eventually_all, eventually_blocking};
 
 pub use moving::Move;
 use view::{Agreed, Line, agreement, view};
@@ -126,7 +126,7 @@ impl Cluster {
     /// Makes a replica the master in place of its master, which stays up (`CLUSTER FAILOVER`).
     pub async fn failover(&self, replica: usize) -> Switch {
         let mut asked: Option<Instant> = None;
-        eventually("the replica takes over", || {
+        eventually_agreed("the replica takes over", || {
             if asked.is_none_or(|asked| asked.elapsed() > ATTEMPT) {
                 let answer = self.nodes[replica].query::<()>(&["CLUSTER", "FAILOVER"]);
                 asked = answer.ok().map(|()| Instant::now());
@@ -143,7 +143,7 @@ impl Cluster {
     /// Waits until another running node than this one is master of a slot, and serves it.
     pub async fn switched(&self, slot: u16, from: usize) -> Switch {
         let mut master = from;
-        eventually("another node serves the slot", || {
+        eventually_agreed("another node serves the slot", || {
             master = self.owner(slot).unwrap_or(from);
             master != from && self.serves(master)
         })

@@ -81,7 +81,7 @@ pub(super) async fn act(
         Fault::FreezeSentinel => freeze(&[&deployment.sentinels[sentinel]], length).await,
         Fault::KillSentinel => restart(&mut deployment.sentinels[sentinel], length).await,
         Fault::SentinelFailover => {
-            deployment.failover().await;
+            deployment.failover(deployment.master()).await;
         }
         Fault::CutOff => {
             deployment.cut_off(master);
