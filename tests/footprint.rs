@@ -136,7 +136,9 @@ async fn a_release_that_overtakes_the_answers_of_a_minority_costs_no_second_one(
             let count = |calls: &Calls| calls.get(name).copied().unwrap_or_default();
             count(&after) - count(before)
         };
-        assert_eq!((spent("evalsha"), spent("eval")), (2 * CYCLES, 0));
+        assert_eq!(spent("evalsha"), 2 * CYCLES);
+        // A machine that pauses gives one up now and then, and sends a clean-up behind it.
+        assert!(spent("eval") <= CYCLES / 50, "{}", spent("eval"));
     }
 }
 
