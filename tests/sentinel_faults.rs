@@ -183,7 +183,7 @@ async fn locks_go_on_without_sentinels_and_failovers_are_heard_of_when_they_are_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_switch_that_was_not_heard_of_is_found_at_the_next_subscription() {
+async fn a_switch_that_was_not_heard_of_is_found() {
     let set = Sentinels::start();
     let locker = locker_of(&set).await;
     let held = lock(&locker, &unique_key()).await;
@@ -203,7 +203,6 @@ async fn a_switch_that_was_not_heard_of_is_found_at_the_next_subscription() {
     // Cut off, it is not made a replica either, which would tell.
     set.cut_off(0);
     set.switched(0).await;
-    assert!(!held.is_lost());
     for sentinel in &set.sentinels {
         let () = sentinel.command(&["ACL", "SETUSER", "default", "allchannels"]);
     }
