@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use redlease::{Lock, Locker};
 use rustix::time::{ClockId, clock_gettime};
 
+const CONNECT_WITHIN: Duration = Duration::from_secs(20);
+
 /// What each process does.
 pub struct Load {
     pub tasks: usize,
@@ -84,7 +86,9 @@ async fn contend(
     load: Arc<Load>,
     length: Duration,
 ) -> Result<(), Box<dyn Error>> {
-    let locker = Locker::connect(url).await?;
+    // Many processes start at the same time.
+    let builder = Locker::builder().command_timeout(CONNECT_WITHIN);
+    let locker = builder.connect(url).await?;
     let lock = locker.mutex(key).handover_for(load.handover);
     println!("ready");
     tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
