@@ -27,7 +27,7 @@ use crate::backend::cluster::map::{Address, Map};
 use crate::backend::fan_out::FanOut;
 use crate::backend::redis::connection::{Connection, no_answer};
 use crate::backend::redis::connections::Connections;
-use crate::backend::redis::place::Place;
+use crate::backend::redis::place::{Place, like};
 use crate::backend::redis::reach::Slots;
 use crate::backend::redis::redirection::Redirection;
 use crate::backend::redis::settings::OpeningOptions;
@@ -118,20 +118,7 @@ impl Cluster {
     /// New connections to any other.
     fn connections_to(&self, address: &Address) -> Arc<Connections> {
         let info = self.seeds[0].get_connection_info().clone();
-        let (host, port) = (address.host.clone(), address.port);
-        let place = match info.addr() {
-            ConnectionAddr::TcpTls {
-                insecure,
-                tls_params,
-                ..
-            } => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host, port),
-        };
+        let place = like(info.addr(), address.host.clone(), address.port);
         let client = Client::open(info.set_addr(place));
         let connections = client.and_then(|client| self.connections(&client));
         connections.expect("as with the first server, whose address is of this kind")

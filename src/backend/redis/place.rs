@@ -51,6 +51,23 @@ pub(crate) struct Fixed;
 
 impl Place for Fixed {}
 
+/// An address that is reached as `model` is: with the same settings of TLS, or with none.
+pub(crate) fn like(model: &ConnectionAddr, host: String, port: u16) -> ConnectionAddr {
+    match model {
+        ConnectionAddr::TcpTls {
+            insecure,
+            tls_params,
+            ..
+        } => ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: *insecure,
+            tls_params: tls_params.clone(),
+        },
+        _ => ConnectionAddr::Tcp(host, port),
+    }
+}
+
 /// An address in messages.
 pub(crate) fn text_of(address: &ConnectionAddr) -> String {
     match address {

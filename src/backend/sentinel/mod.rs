@@ -38,7 +38,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::backend::redis::connections::Connections;
-use crate::backend::redis::place::{Place, text_of};
+use crate::backend::redis::place::{Place, like, text_of};
 use crate::backend::redis::settings::OpeningOptions;
 use crate::backend::sentinel::listen::listen;
 use crate::backend::sentinel::round::{Late, Sentinel, ask_all};
@@ -184,20 +184,7 @@ impl Sentinels {
 
     /// An address of the same kind as the master's.
     fn address(&self, answer: &round::Named) -> ConnectionAddr {
-        let (host, port) = (answer.host.clone(), answer.port);
-        match &self.template {
-            ConnectionAddr::TcpTls {
-                insecure,
-                tls_params,
-                ..
-            } => ConnectionAddr::TcpTls {
-                host,
-                port,
-                insecure: *insecure,
-                tls_params: tls_params.clone(),
-            },
-            _ => ConnectionAddr::Tcp(host, port),
-        }
+        like(&self.template, answer.host.clone(), answer.port)
     }
 
     /// Enters what a round found, unless one that began later has ended before. Returns the address
